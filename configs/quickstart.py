@@ -1,0 +1,25 @@
+"""FixMatch on the embedded synthetic faces with a small CNN: a first run in two minutes.
+
+python -m ferjax.main --config=configs/quickstart.py
+"""
+
+from ml_collections import ConfigDict
+
+from ferjax.config import base
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """70 labels (10 a class), everything else unlabelled."""
+    del variant
+    c = base()
+    c.data.name = "synthetic_faces"
+    c.data.labeled = "10/class"
+    c.epochs = 8
+    c.batch_size = 32
+    c.algorithm = {"name": "fixmatch", "mu": 4, "threshold": 0.9}
+    c.model = {"name": "cnn", "preset": "small"}
+    c.optimizer.learning_rate = 0.05
+    c.ema_decay = 0.99
+    c.log_every = 10
+    c.next_command = "python -m ferjax.main --config=configs/fixmatch.py:cpu   (real FER2013)"
+    return c

@@ -1,0 +1,23 @@
+"""The poster's supervised baseline with ResNet-50: published 64.18 %.
+
+    python -m ferjax.main --config=configs/seeds/supervised_resnet50.py
+
+Settings and assumptions: configs/seeds/fixmatch_resnet50.py.
+
+Result: not measured yet (needs a GPU).
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ferjax.config import from_file
+
+
+def get_config() -> ConfigDict:
+    """The settings."""
+    c = from_file(Path(__file__).with_name("fixmatch_resnet50.py"))
+    c.algorithm = {"name": "supervised"}
+    c.data.labeled = "all"
+    c.cpu_config = "configs/supervised.py:cpu"
+    return c

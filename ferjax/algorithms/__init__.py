@@ -1,0 +1,1 @@
+"""One training method a file; `base` holds the contract that they share."""

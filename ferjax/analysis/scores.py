@@ -1,0 +1,110 @@
+"""Scores of a classifier from its logits, in NumPy, and their table for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BINS = 15  # of the expected calibration error (Guo et al. 2017)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float64 [N, C] of logits [N, C]."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True)
+    exp = np.exp(shifted)
+    return exp / exp.sum(-1, keepdims=True)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose largest logit is their label's."""
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def brief(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy and negative log-likelihood (nats): what is followed during training."""
+    likelihood = np.take_along_axis(softmax(logits), np.asarray(labels)[:, None], 1)
+    nll = float(-np.log(np.maximum(likelihood, 1e-300)).mean())
+    return {"accuracy": accuracy(logits, labels), "nll": nll}
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n trials (Wilson 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return float(centre - half), float(centre + half)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, eq. 5)."""
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = [
+        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b)
+        for b in np.unique(bins)
+    ]
+    return float(sum(gaps))
+
+
+def summarize(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """All scores of one split.
+
+    Args:
+      logits: float [N, C]; labels: int [N]; classes: C names.
+
+    Returns:
+      accuracy, accuracy_interval (95 %), balanced_accuracy (mean recall of the classes that
+      occur), macro_f1 (mean over all classes that occur or are predicted), nll (nats), ece,
+      images, per_class {name: precision, recall, f1, images}, confusion [true][predicted].
+    """
+    labels = np.asarray(labels)
+    n, count = len(labels), len(classes)
+    probabilities = softmax(logits)
+    predicted = probabilities.argmax(-1)
+    confusion = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
+    hits, true, found = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    precision, recall = hits / np.maximum(found, 1), hits / np.maximum(true, 1)
+    f1 = 2 * hits / np.maximum(true + found, 1)
+    share = float(hits.sum() / n)
+    return {
+        "images": n,
+        "accuracy": share,
+        "accuracy_interval": list(wilson_interval(share, n)),
+        "balanced_accuracy": float(recall[true > 0].mean()),
+        "macro_f1": float(f1[true + found > 0].mean()),
+        "nll": brief(logits, labels)["nll"],
+        "ece": calibration_error(probabilities, labels),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "images": int(true[i]),
+            }
+            for i, name in enumerate(classes)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def table(scores: dict[str, Any]) -> str:
+    """A summary as text of at most 72 columns."""
+    low, high = (100 * x for x in scores["accuracy_interval"])
+    lines = [
+        f"accuracy           {100 * scores['accuracy']:6.2f} %   (95 %: {low:.2f} to {high:.2f})",
+        f"balanced accuracy  {100 * scores['balanced_accuracy']:6.2f} %",
+        f"macro-F1           {100 * scores['macro_f1']:6.2f} %",
+        f"NLL {scores['nll']:.3f} nats, ECE {scores['ece']:.3f}, {scores['images']:,} images",
+        "",
+        f"{'class':<12}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>10}",
+    ]
+    for name, row in scores["per_class"].items():
+        values = "".join(f"{100 * row[k]:>10.1f}" for k in ("precision", "recall", "f1"))
+        lines.append(f"{name[:12]:<12}{values}{row['images']:>10,}")
+    names = list(scores["per_class"])
+    lines += ["", "confusion (rows: true, columns: predicted)"]
+    lines.append(" " * 12 + "".join(f"{name[:7]:>8}" for name in names))
+    for name, counts in zip(names, scores["confusion"], strict=True):
+        lines.append(f"{name[:12]:<12}" + "".join(f"{c:>8,}" for c in counts))
+    return "\n".join(lines)

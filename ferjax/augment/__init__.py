@@ -1,0 +1,1 @@
+"""Views of images, computed on the device."""

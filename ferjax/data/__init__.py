@@ -1,0 +1,1 @@
+"""Data sets as TFDS builders, and which of their rows a step sees."""

@@ -1,0 +1,252 @@
+"""What every ferjax data set shares: its features on disk, its digest, and a safe preparation.
+
+A data set is one module with a subclass of `ArrayBuilder` named `Builder`. The subclass says where
+its faces come from (`collect`); this class writes them through TFDS as ArrayRecord, which needs no
+TensorFlow as long as images are handed over already encoded.
+"""
+
+import abc
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from google.protobuf.json_format import ParseError
+
+from ferjax.config import UserError
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+SIDE = 48  # pixels
+
+_STALE_AFTER = 3600.0  # seconds; a preparation takes well under a minute
+
+
+class Face(NamedTuple):
+    """One image on its way to disk.
+
+    Attributes:
+        row: its place in the data set's official order, unique over all splits.
+        label: its class, an index into the class names.
+        encoded: the PNG or JPEG file as it will be stored.
+        pixels: the same image decoded, uint8 [H, W], 0-255.
+    """
+
+    row: int
+    label: int
+    encoded: bytes
+    pixels: np.ndarray
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+    """TFDS's data directory: the one given, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    TFDS itself reads the variable only once, when it is imported.
+    """
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser()
+
+
+def split_digest(rows: np.ndarray, labels: np.ndarray, images: np.ndarray) -> str:
+    """sha256 (hex) of one split's decoded content.
+
+    Args:
+        rows: [N] official rows, ascending.
+        labels: [N] class indices.
+        images: uint8 [N, H, W, C].
+    """
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(rows, "<i4").data)
+    digest.update(np.ascontiguousarray(labels, "<i4").data)
+    digest.update(np.ascontiguousarray(images, np.uint8).data)
+    return digest.hexdigest()
+
+
+def dataset_digest(split_digests: Mapping[str, str]) -> str:
+    """sha256 (hex) over the splits' digests, in the splits' order."""
+    lines = "".join(f"{name} {value}\n" for name, value in split_digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def damaged(path: str | os.PathLike[str], error: Exception) -> UserError:
+    """What to raise when prepared data cannot be read as it was written."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"the prepared data in {os.fspath(path)} is damaged ({reason[:160]}): delete this folder "
+        "and prepare again (python -m ferjax.data.prepare)"
+    )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Lets one process of this machine prepare `path`; the others wait, then find it done.
+
+    The lock file lies outside the data directory: nothing is written there before the source has
+    been checked. The system drops the lock when its holder dies.
+    """
+    name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"ferjax-prepare-{os.getuid()}-{name}.lock"
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's own progress bars and running commentary away from the user."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.WARNING))
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+
+
+class ArrayBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]
+):
+    """A TFDS builder of small images that is stored as ArrayRecord and read as arrays.
+
+    Features: `image` uint8 [H, W, C], `label` ClassLabel, `row` int32. Records lie in row order.
+    `info.metadata` holds `digest` (all splits) and `split_digests`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks beside the code for checksums of its downloads. There are none here, and the search
+    # needs the package importlib_resources, which TFDS does not declare.
+    code_path = None
+
+    def __init__(self, *, data_dir: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
+        kwargs["file_format"] = kwargs.get("file_format") or "array_record"
+        try:
+            with _quiet():
+                super().__init__(data_dir=data_folder(data_dir), **kwargs)
+        except (OSError, ValueError, ParseError) as error:
+            # TFDS reads what lies in the version's folder last; before that nothing is damaged.
+            path = getattr(self, "_data_dir", None)
+            if path and Path(path).exists():
+                raise damaged(path, error) from error
+            raise
+        self._faces: dict[str, list[Face]] = {}
+
+    @abc.abstractmethod
+    def collect(self) -> dict[str, list[Face]]:
+        """Reads and checks everything: split name -> its faces in row order.
+
+        Raises:
+            UserError: what the user gave is wrong.
+        """
+
+    def is_prepared(self) -> bool:
+        """Whether the records lie under the data directory."""
+        return self.data_path.exists()
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """TFDS's method; the whole source is read and checked before anything is written.
+
+        Raises:
+            UserError: the source is wrong, or the data directory cannot be written.
+        """
+        if self.is_prepared() and self.info.splits:
+            return
+        with _one_at_a_time(self.data_path.absolute()):
+            if not self.is_prepared():
+                self._faces = self.collect()
+                self._record_digests()
+                self._remove_stale()
+                try:
+                    with _quiet():
+                        super().download_and_prepare(**kwargs)
+                except OSError as error:
+                    # A process on another machine that shares the directory may have been first.
+                    if not self.is_prepared():
+                        raise UserError(
+                            f"cannot write {self.data_path} ({error.strerror or error}): give "
+                            "another folder with --config.data.data_dir= or TFDS_DATA_DIR"
+                        ) from error
+                finally:
+                    self._faces = {}
+            try:
+                with _quiet():
+                    self.info.read_from_directory(self.data_path)
+            except (OSError, ValueError, ParseError) as error:
+                raise damaged(self.data_path, error) from error
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is printed: whoever called says what happens, and TFDS would use stdout."""
+
+    def _log_download_done(self) -> None:
+        """As above."""
+
+    def _record_digests(self) -> None:
+        digests = {
+            name: split_digest(
+                np.array([face.row for face in faces]),
+                np.array([face.label for face in faces]),
+                np.stack([face.pixels for face in faces])[..., None],
+            )
+            for name, faces in self._faces.items()
+        }
+        self.info.metadata.update(digest=dataset_digest(digests), split_digests=digests)
+
+    def _remove_stale(self) -> None:
+        """Removes what a killed preparation left beside this version's folder."""
+        path = Path(self.data_path)
+        for left in path.parent.glob(f"incomplete.*_{path.name}"):
+            if time.time() - left.stat().st_mtime > _STALE_AFTER:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _array_info(
+        self,
+        description: str,
+        class_names: Sequence[str],
+        shape: tuple[int, int, int],
+        encoding: str,
+        **kwargs: Any,
+    ) -> tfds.core.DatasetInfo:
+        """The info of a data set with these features; `encoding` is `png` or `jpeg`."""
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=description,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=shape, encoding_format=encoding),
+                    "label": tfds.features.ClassLabel(names=list(class_names)),
+                    "row": np.int32,
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+            **kwargs,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # `collect` has already fetched what there is to fetch
+        return {name: self._generate_examples(faces) for name, faces in self._faces.items()}
+
+    def _generate_examples(self, faces: Sequence[Face]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for face in faces:
+            # A file object makes TFDS store the bytes as they are; an array would need TensorFlow.
+            yield (
+                face.row,
+                {"image": io.BytesIO(face.encoded), "label": face.label, "row": face.row},
+            )
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A uint8 [H, W] image as a PNG file."""
+    return cv2.imencode(".png", pixels)[1].tobytes()

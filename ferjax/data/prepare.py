@@ -1,0 +1,60 @@
+"""`python -m ferjax.data.prepare`: prepares a data set and prints what it holds."""
+
+from absl import flags, logging
+
+from ferjax.config import run
+from ferjax.data import arrays
+
+_DATASET = flags.DEFINE_string(
+    "dataset", "fer2013", "Module of ferjax.data, or module/config: fer2013, synthetic_faces."
+)
+_SOURCE = flags.DEFINE_string(
+    "data.source",
+    "",
+    "fer2013: a folder or zip of the JPEG files, fer2013.csv or icml_face_data.csv; empty: "
+    "FER2013_SOURCE, else the archive is downloaded.",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data.data_dir",
+    "",
+    "Where prepared data is kept; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.",
+)
+
+
+def main() -> None:
+    """Prepares the set where it is not prepared, reads all of it, and prints the class table."""
+    logging.set_verbosity(logging.INFO)
+    made = arrays.builder(_DATASET.value, source=_SOURCE.value, data_dir=_DATA_DIR.value)
+    known = made.is_prepared()
+    made.download_and_prepare()
+    splits = tuple(made.info.splits)
+    # Reading everything back proves that what lies on disk is what was prepared.
+    data = arrays.read(made, splits)
+    print(f"{made.info.full_name}: " + ("was already prepared" if known else "prepared"))
+    print(class_table(data))
+    print(f"digest     {data.digest}\nstored in  {made.data_path}")
+
+
+def class_table(data: arrays.Dataset) -> str:
+    """Images of each class in each split, aligned for the terminal."""
+    head = ["split", *data.class_names, "all"]
+    rows = [
+        [
+            name,
+            *(f"{int((split.labels == label).sum()):,}" for label in range(len(data.class_names))),
+            f"{len(split):,}",
+        ]
+        for name, split in data.splits.items()
+    ]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [head, *rows]
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""Which training images are labelled: stratified subsets, from a seed, written to split.json."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ferjax.config import UserError
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Positions in the training arrays, ascending.
+
+    Attributes:
+      labeled: int32 [n], images whose label is used.
+      unlabeled: int32 [m], images whose label is hidden; may be empty.
+      digest: sha256 over the rows of both, so that two runs can be compared.
+    """
+
+    labeled: np.ndarray
+    unlabeled: np.ndarray
+    digest: str
+
+
+def make(config: Mapping[str, Any], labels: np.ndarray, rows: np.ndarray) -> Subsets:
+    """The subsets that a `config.data` section describes.
+
+    `labeled` is "all", a share "30%" (of n images, floor(share n) are labelled), a total count
+    "2870", or a count for each class "25/class". Shares and totals are stratified: each class
+    gets its proportional number, rounded by largest remainders (ties: the lower class first), at
+    least as far as the total allows. The same seed gives nested subsets of each class.
+
+    Args:
+      config: keys `labeled`, `unlabeled`, `split_seed`, `split_file`.
+      labels: int [N], of the training images.
+      rows: int [N], their official row numbers.
+
+    Raises:
+      UserError: the text is none of these, or asks for more images than there are.
+    """
+    if config["split_file"]:
+        labeled = _read(Path(config["split_file"]), rows)
+    else:
+        counts = _counts(config["labeled"], np.bincount(labels))
+        labeled = np.sort(_draw(labels, counts, config["split_seed"]))
+    everything = np.arange(len(labels), dtype=np.int32)
+    with_labeled = config["unlabeled"] == "all"
+    unlabeled = everything if with_labeled else np.setdiff1d(everything, labeled)
+    return Subsets(labeled.astype(np.int32), unlabeled, _digest(rows[labeled], rows[unlabeled]))
+
+
+def save(
+    subsets: Subsets, path: Path, labels: np.ndarray, rows: np.ndarray, data_digest: str
+) -> None:
+    """Writes split.json: the labelled official rows, counts for each class, and the digests."""
+    content = {
+        "digest": subsets.digest,
+        "data_digest": data_digest,
+        "labeled_count": len(subsets.labeled),
+        "unlabeled_count": len(subsets.unlabeled),
+        "labeled_per_class": np.bincount(labels[subsets.labeled]).tolist(),
+        "labeled_rows": rows[subsets.labeled].tolist(),
+    }
+    path.write_text(json.dumps(content) + "\n")
+
+
+def digest_of(path: Path) -> str:
+    """The digest in a split.json, or "" if there is no such file."""
+    return json.loads(path.read_text())["digest"] if path.exists() else ""
+
+
+def _counts(labeled: str, available: np.ndarray) -> np.ndarray:
+    text = labeled.strip().replace(" ", "")
+    total = int(available.sum())
+    if text == "all":
+        return available
+    if match := re.fullmatch(r"(\d+)/class", text):
+        counts = np.full(len(available), int(match[1]))
+        if (counts > available).any() or counts[0] == 0:
+            raise UserError(
+                f"config.data.labeled={labeled}: the smallest class has {available.min()} images "
+                f"and a class needs at least 1; choose 1 to {available.min()}"
+            )
+        return counts
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", text):
+        # In integers where the share is one, so that floor(30% of 28,709) is exactly 8,612.
+        wanted = int(float(match[1]) * total / 100 + 1e-9)
+    elif re.fullmatch(r"\d+", text):
+        wanted = int(text)
+    else:
+        raise UserError(
+            f"config.data.labeled={labeled}: write all, a share (30%), a count (2870), or a count "
+            "for each class (25/class)"
+        )
+    if not 1 <= wanted <= total:
+        raise UserError(
+            f"config.data.labeled={labeled} asks for {wanted} labelled images of {total}; "
+            f"choose 1 to {total}"
+        )
+    exact = available * (wanted / total)
+    counts = np.floor(exact).astype(int)
+    remainders = np.argsort(-(exact - counts), kind="stable")
+    counts[remainders[: wanted - counts.sum()]] += 1
+    return counts
+
+
+def _draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+    chosen = []
+    for label, count in enumerate(counts):
+        members = np.flatnonzero(labels == label)
+        # Raw bits of a counter-based generator: NumPy guarantees that they never change.
+        order = np.argsort(
+            np.random.Philox(key=[seed, label]).random_raw(len(members)), kind="stable"
+        )
+        chosen.append(members[order[:count]])
+    return np.concatenate(chosen)
+
+
+def _read(path: Path, rows: np.ndarray) -> np.ndarray:
+    try:
+        wanted = np.asarray(json.loads(path.read_text())["labeled_rows"], np.int64)
+    except FileNotFoundError:
+        raise UserError(f"config.data.split_file={path} is not there") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"config.data.split_file={path} holds no list labeled_rows: give a run's split.json"
+        ) from None
+    position = {int(row): i for i, row in enumerate(rows)}
+    missing = [int(row) for row in wanted if int(row) not in position]
+    if missing or len(set(wanted.tolist())) != len(wanted) or not len(wanted):
+        what = f"row {missing[0]} is not in the training set" if missing else "a row twice or none"
+        raise UserError(f"config.data.split_file={path}: {what}; is it of the same data set?")
+    return np.sort(np.asarray([position[int(row)] for row in wanted], np.int32))
+
+
+def _digest(labeled: np.ndarray, unlabeled: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in (labeled, unlabeled):
+        digest.update(np.asarray(part, "<i8").tobytes() + b"|")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Trains and scores; knows no method, model or data set by name."""

@@ -1,0 +1,174 @@
+"""Orbax checkpoints: what is saved, which are kept, and how they are read back.
+
+A checkpoint holds the state as host arrays (so it fits any number of devices and processes) and
+`meta`: the sums of the row being gathered, the best score so far, and a CRC-32 of every leaf,
+because Orbax restores a flipped bit without a word.
+"""
+
+import json
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.serialization import from_state_dict, to_state_dict
+from orbax.checkpoint import checkpoint_managers
+
+from ferjax.config import UserError
+
+log = logging.getLogger("ferjax")
+
+
+class Checkpoints:
+    """The trainer's checkpoints: saved asynchronously, the latest few and the best kept.
+
+    Args:
+      directory: `<workdir>/checkpoints`.
+      keep: how many of the latest are kept, besides the best by accuracy on public_test.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory.absolute()
+        policies = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics["accuracy"],
+                n=1,
+                # Else every save in mid-epoch is kept for ever.
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=lambda metrics: metrics["accuracy"],
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, state: Any, meta: dict[str, Any], accuracy: float | None) -> None:
+        """Starts saving a state of host arrays; waits only for the save before it.
+
+        Args:
+          state: a TrainState of NumPy arrays; it must not be changed afterwards.
+          meta: JSON content that the resumed run needs.
+          accuracy: on public_test at this step, None where it was not evaluated.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        tree = to_state_dict(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(tree),
+                meta=ocp.args.JsonSave({**meta, "accuracy": accuracy, "crc": checksums(tree)}),
+            ),
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+        )
+
+    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, or None if there is none.
+
+        Damaged ones (unreadable, or a leaf whose CRC differs) are named in a warning and removed,
+        so that their steps can be saved again.
+
+        Args:
+          like: a TrainState of the same shapes.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                tree, meta = read(self.directory / str(step))
+                return from_state_dict(like, tree), meta
+            except DamagedError as error:
+                log.warning("checkpoint %d is damaged and is left out: %s", step, error)
+                self._manager.delete(step)
+        return None
+
+    def latest_step(self) -> int | None:
+        """The newest step that is saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Until the save in flight is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes the save in flight and lets go of the directory."""
+        self._manager.close()
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or not as it was written."""
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads one checkpoint without a manager, which might delete others, and verifies it.
+
+    Returns:
+      The state as nested dicts of NumPy arrays, and `meta`.
+
+    Raises:
+      DamagedError: a file is missing, cut off or changed.
+    """
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            tree = reader.restore(path / "state")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(path / "meta")
+        crc = meta["crc"]
+    # Orbax and TensorStore raise errors of many kinds for a file that is missing or cut off.
+    except Exception as error:
+        raise DamagedError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    wrong = [name for name, value in checksums(tree).items() if crc.get(name) != value]
+    if wrong or len(crc) != len(jax.tree.leaves(tree)):
+        raise DamagedError(f"{path}: the content of {(wrong or ['a leaf'])[0]} has changed")
+    return tree, meta
+
+
+def choose(workdir: Path, which: str) -> Path:
+    """The checkpoint directory that "best", "latest" or a step number names.
+
+    "best" is the highest accuracy on public_test among those kept; the later one of equals.
+
+    Raises:
+      UserError: there is none such; names those that there are.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint: has a run been started there?")
+    if which == "latest":
+        return directory / str(max(steps))
+    if which == "best":
+        scored = [(accuracy, s) for s in steps if (accuracy := _accuracy(directory / str(s)))]
+        if not scored:
+            raise UserError(
+                f"{workdir} has not been evaluated yet, so there is no best checkpoint: "
+                "use --checkpoint=latest"
+            )
+        return directory / str(max(scored)[1])
+    if not which.isdigit() or int(which) not in steps:
+        there = ", ".join(str(s) for s in sorted(steps))
+        raise UserError(f"--checkpoint={which}: use best, latest or one of {there}")
+    return directory / which
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of each leaf's bytes, type and shape, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    result = {}
+    for path, leaf in leaves:
+        array = np.asarray(leaf)
+        seed = zlib.crc32(f"{array.dtype}{array.shape}".encode())
+        result[jax.tree_util.keystr(path)] = zlib.crc32(array.tobytes(), seed)
+    return result
+
+
+def _accuracy(path: Path) -> float | None:
+    try:
+        return json.loads((path / "metrics" / "metrics").read_text()).get("accuracy")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,119 @@
+"""How many devices there are, and how one device's function becomes everybody's.
+
+All functions that run on devices take (state, shard, shared): the state and `shared` are the same
+on every device, `shard` has a leading axis over devices. This is the only file that knows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ferjax.config import UserError
+
+AXIS = "devices"
+
+
+class Layout:
+    """All devices of all processes, as one axis.
+
+    Args:
+      kind: "pmap", or "shard_map" for `jit(shard_map(...))`; both give the same numbers.
+      devices: those to use, all if None.
+    """
+
+    def __init__(self, kind: str = "pmap", devices: Sequence[jax.Device] | None = None) -> None:
+        self.kind = kind
+        self.devices = list(devices or jax.devices())
+        self.count = len(self.devices)
+        self.local = [d for d in self.devices if d.process_index == jax.process_index()]
+        self.platform = self.devices[0].platform
+        self.process, self.processes = jax.process_index(), jax.process_count()
+        # pmap takes what is replicated over this process's devices, shard_map over all.
+        mesh_devices = self.local if kind == "pmap" else self.devices
+        self.mesh = Mesh(np.asarray(mesh_devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+    def replicate(self, tree: Any) -> Any:
+        """Host arrays, the same in every process, to every device."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(
+                np.shape(x), sharding, lambda i, x=x: np.asarray(x)[i]
+            ),
+            tree,
+        )
+
+    def shard(self, tree: Any, axis: int = 0) -> Any:
+        """Global host arrays, split along `axis` over the devices: what `wrap`'s functions take.
+
+        Each process is given the global array and passes on its own part.
+        """
+
+        def split(x: np.ndarray) -> Any:
+            parts = np.stack(np.split(x, self.count, axis))
+            if self.kind == "pmap":
+                here = self.process * len(self.local)
+                return parts[here : here + len(self.local)]
+            sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+            return jax.make_array_from_callback(parts.shape, sharding, lambda i: parts[i])
+
+        return jax.tree.map(split, tree)
+
+    def wrap(self, function: Callable, *, donate: bool = False) -> Callable:
+        """`function(state, shard, shared) -> replicated`, compiled for all devices.
+
+        Args:
+          function: written for one device, with collectives over `AXIS`; all that it returns must
+            be the same on every device.
+          donate: whether the state's memory is given away.
+        """
+        donated = (0,) if donate else ()
+        if self.kind == "pmap":
+            return jax.pmap(
+                function,
+                axis_name=AXIS,
+                in_axes=(None, 0, None),
+                out_axes=None,
+                devices=self.local if self.processes == 1 else None,
+                donate_argnums=donated,
+            )
+        same, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def one(state: Any, shard: Any, shared: Any) -> Any:
+            return function(state, jax.tree.map(lambda x: x[0], shard), shared)
+
+        mapped = jax.shard_map(
+            one,
+            mesh=self.mesh,
+            in_specs=(same, split, same),
+            out_specs=same,
+            # With the check on, pmean of gradients silently gives n times the gradient.
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuses a batch that the devices do not divide.
+
+        Raises:
+          UserError: names the nearest sizes that they do.
+        """
+        below = batch_size // self.count * self.count
+        if below != batch_size:
+            near = [str(n) for n in (below, below + self.count) if n > 0]
+            raise UserError(
+                f"config.batch_size={batch_size} is not divisible by the {self.count} devices: "
+                f"use {' or '.join(near)}"
+            )
+
+    def describe(self) -> str:
+        """One line: how many devices of what kind, in how many processes."""
+        kind = self.devices[0].device_kind
+        return f"{self.count} x {kind} ({self.platform}), {self.processes} process(es), {self.kind}"
+
+
+def host(tree: Any) -> Any:
+    """Replicated device arrays as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,0 +1,145 @@
+"""One device's update: views -> loss -> gradient -> mean over devices -> Optax -> EMA."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ferjax.algorithms.base import BaseAlgorithm, Batch, Metrics, Part, Time
+from ferjax.engine.parallel import AXIS
+from ferjax.engine.state import TrainState, View
+
+Step = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+
+
+class BoundNet:
+    """The `Net` of one loss evaluation: collects the statistics that its calls record."""
+
+    def __init__(self, model: nn.Module, params: Any, batch_stats: Any, ema: Any) -> None:
+        self._model, self._params, self._ema = model, params, ema
+        self.batch_stats = batch_stats
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        keys: jax.Array | None = None,
+        train: bool = True,
+        update: bool = True,
+        method: str = "__call__",
+    ) -> Any:
+        """Runs the student; see `ferjax.algorithms.base.Net`."""
+        variables = {"params": self._params, "batch_stats": self.batch_stats}
+        out, changed = self._model.apply(
+            variables, images, train=train, keys=keys, method=method, mutable=["batch_stats"]
+        )
+        if train and update:
+            self.batch_stats = changed.get("batch_stats", self.batch_stats)
+        return out
+
+    def teacher(self, images: jax.Array, *, method: str = "__call__") -> Any:
+        """Runs the EMA in evaluation mode, without gradient."""
+        return self._model.apply(jax.lax.stop_gradient(self._ema), images, method=method)
+
+
+def make_step(
+    model: nn.Module,
+    algorithm: BaseAlgorithm,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    views: Mapping[str, View],
+    *,
+    steps: int,
+    ema_decay: float,
+    dtype: Any = jnp.float32,
+) -> Step:
+    """Builds `step(state, index, data) -> (state, metrics)` for one device.
+
+    Inside, the axis `AXIS` spans all devices. `index` is {"labeled": int32 [b], "unlabeled":
+    int32 [mu b]}: this device's share, in global order. `data` is {"images": uint8 [N, H, W, C],
+    "targets": float [N, classes]}. Metrics are (sum, weight) pairs over all devices.
+
+    Args:
+      views: name -> view function, see `ferjax.augment.policies.make_view`.
+      steps: the schedule's length, for `Time.progress`.
+      ema_decay: d; at step t the average keeps min(d, (1 + t) / (10 + t)).
+      dtype: of the views that the network gets.
+    """
+
+    def part(name: str, wanted: tuple[str, ...], rows: jax.Array, key: Any, data: Any) -> Part:
+        position = jax.lax.axis_index(AXIS) * rows.shape[0] + jnp.arange(rows.shape[0])
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
+        images, target = data["images"][rows], data["targets"][rows]
+        bare = Part({}, target.astype(dtype), jnp.ones(rows.shape, dtype), rows, keys)
+        made = {v: views[v.split(":")[0]](images, bare.key(v)).astype(dtype) for v in wanted}
+        return bare.replace(views=made)
+
+    def make_batch(state: TrainState, index: Mapping[str, jax.Array], data: Any) -> Batch:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        wanted = algorithm.labeled_views, algorithm.unlabeled_views
+        labeled = part("labeled", wanted[0], index["labeled"], key, data)
+        unlabeled = None
+        if "unlabeled" in index:
+            unlabeled = part("unlabeled", wanted[1], index["unlabeled"], key, data)
+        return Batch(labeled, unlabeled, lambda x: jax.lax.all_gather(x, AXIS, tiled=True))
+
+    def step(state: TrainState, index: Any, data: Any) -> tuple[TrainState, Metrics]:
+        batch = make_batch(state, index, data)
+        time = Time(state.step, state.step / steps)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            net = BoundNet(model, params, state.batch_stats, state.ema)
+            loss, metrics, extra = algorithm.loss(net, batch, state.extra, time)
+            return loss, (net.batch_stats, extra, metrics)
+
+        (loss, (batch_stats, extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        # Each device holds the same number of images, so the mean of local means is the mean.
+        grads = jax.lax.pmean(grads, AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(
+            lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype),
+            state.ema,
+            {"params": params, "batch_stats": batch_stats},
+        )
+        one = jnp.ones((), loss.dtype)
+        metrics = jax.lax.psum({"loss": (loss, one), **metrics}, AXIS)
+        metrics["grad_norm"] = (optax.global_norm(grads), one)
+        metrics["learning_rate"] = (jnp.asarray(schedule(state.step), loss.dtype), one)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=ema,
+            extra=extra,
+        )
+        return state, metrics
+
+    return step
+
+
+def make_call(step: Step, count: int) -> Step:
+    """Repeats `step` `count` times: index [count, ...] in, metrics [count] out.
+
+    One step runs without a loop: convolution gradients inside any XLA:CPU loop are 11-30 times
+    slower (DESIGN.md), so on a CPU `count` is 1.
+    """
+    if count > 1:
+        return lambda state, index, data: jax.lax.scan(
+            lambda carry, rows: step(carry, rows, data), state, index
+        )
+
+    def once(state: TrainState, index: Any, data: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, jax.tree.map(lambda x: x[0], index), data)
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return once

@@ -1,0 +1,87 @@
+"""Scores a run: `python -m ferjax.evaluate --workdir=DIR [--split=private_test]`.
+
+Prints the table and writes `<workdir>/eval/<split>.json`. Needs nothing but the workdir and the
+data. Each reading of private_test is noted in `<workdir>/eval/private_test_readings.jsonl`.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from absl import flags
+
+from ferjax import config as configs
+from ferjax.analysis import scores
+from ferjax.config import UserError
+from ferjax.load import load, load_data
+
+FLAGS = flags.FLAGS
+SPLITS = ("train", "public_test", "private_test")
+
+
+def define_flags() -> None:
+    """The command's flags; the same names may be defined by other commands in one process."""
+    flags.DEFINE_string("workdir", "", "The run's directory.")
+    flags.DEFINE_string("checkpoint", "best", "best (on public_test), latest, or a step.")
+    flags.DEFINE_string("split", "public_test", ", ".join(SPLITS))
+    flags.DEFINE_string("weights", "ema", "ema or raw.")
+    flags.DEFINE_string("data.source", "", "Replaces the path that the run recorded.")
+    flags.DEFINE_string("data.data_dir", "", "Where prepared data is, if not as recorded.")
+
+
+def main() -> int:
+    """Evaluates one checkpoint on one split."""
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing: give the directory of a run")
+    if FLAGS.split not in SPLITS:
+        raise UserError(f"--split={FLAGS.split}: use {', '.join(SPLITS)}")
+    logging.getLogger("ferjax").addHandler(logging.StreamHandler())
+    workdir = Path(FLAGS.workdir)
+    config = configs.load(workdir / "config.json")
+    data = load_data(
+        config,
+        (FLAGS.split,),
+        source=FLAGS["data.source"].value,
+        data_dir=FLAGS["data.data_dir"].value,
+    )
+    recorded = json.loads((workdir / "split.json").read_text()).get("data_digest")
+    if recorded and recorded != data.digest:
+        print(
+            f"warning: this data ({data.digest[:12]}) is not what the run was trained on "
+            f"({recorded[:12]}): the scores are of this data"
+        )
+    run = load(
+        workdir,
+        num_classes=len(data.class_names),
+        which=FLAGS.checkpoint,
+        weights=FLAGS.weights,
+    )
+    split = data.splits[FLAGS.split]
+    summary = scores.summarize(run.logits(split.images), split.labels, data.class_names)
+    record = {
+        "split": FLAGS.split,
+        "step": run.step,
+        "checkpoint": FLAGS.checkpoint,
+        "weights": FLAGS.weights,
+        "data_digest": data.digest,
+        **summary,
+    }
+    directory = workdir / "eval"
+    directory.mkdir(exist_ok=True)
+    if FLAGS.split == "private_test":
+        with (directory / "private_test_readings.jsonl").open("a") as file:
+            note = {k: record[k] for k in ("step", "checkpoint", "weights", "accuracy")}
+            note["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            file.write(json.dumps(note) + "\n")
+    path = directory / f"{FLAGS.split}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{FLAGS.split}, step {run.step} ({FLAGS.checkpoint}), {FLAGS.weights} weights")
+    print(scores.table(summary))
+    print(f"written to {path}")
+    return configs.EXIT_OK
+
+
+if __name__ == "__main__":
+    define_flags()
+    configs.run(main)

@@ -1,0 +1,93 @@
+"""Trains: `python -m ferjax.main --config=configs/fixmatch.py [--workdir=DIR] [--config.a.b=v]`.
+
+Without --workdir: runs/<the config's name>. The same command with the same workdir resumes.
+"""
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from ferjax import config as configs
+from ferjax.config import EXIT_FAILED, UserError
+from ferjax.engine.train import NotFiniteError, train
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config", help_string="The experiment.", lock_config=False, accept_new_attributes=True
+)
+flags.DEFINE_string("workdir", "", "Where the run is written; runs/<the config's name> if empty.")
+
+log = logging.getLogger("ferjax")
+
+
+def main() -> int:
+    """Checks the config, then trains; returns the exit status."""
+    if FLAGS["config"].value is None:
+        raise UserError("--config is missing: for example --config=configs/quickstart.py")
+    try:
+        given = FLAGS.config.to_dict()
+    except OSError:
+        raise UserError(f"--config={FLAGS['config'].config_filename}: no such file") from None
+    name = config_name(FLAGS["config"].config_filename)
+    config = configs.finalize({**given, "name": given["name"] or name})
+    workdir = Path(FLAGS.workdir or Path("runs") / config.name)
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    start_logs(workdir)
+    if hint := unused_gpu():
+        log.warning(hint)
+    try:
+        return train(config, workdir)
+    except NotFiniteError as error:
+        print(f"ferjax: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def config_name(path: str) -> str:
+    """`configs/seeds/a.py:cpu` -> `seeds_a_cpu`: a name for the workdir."""
+    file, _, variant = path.partition(":")
+    parts = Path(file).with_suffix("").parts
+    # All of the path below configs/, if it is there.
+    known = "configs" in parts
+    parts = parts[len(parts) - parts[::-1].index("configs") if known else -1 :]
+    return re.sub(r"[^\w.-]+", "_", "_".join([*parts, *([variant] if variant else [])]))
+
+
+def start_logs(workdir: Path) -> None:
+    """ferjax's lines to the console of process 0, everything to logs/process_<k>.log."""
+    process = jax.process_index()
+    try:
+        (workdir / "logs").mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(workdir / "logs" / f"process_{process}.log")
+    except OSError as error:
+        raise UserError(f"{workdir} can't be written: {error.strerror}") from None
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(file)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(file)
+    if process == 0:
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(console)
+
+
+def unused_gpu() -> str:
+    """A line for a machine with an NVIDIA GPU that the installed jaxlib does not use, or ""."""
+    present = os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidia0")
+    if present and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
+        return (
+            "an NVIDIA GPU is here, but the installed jaxlib does not use it: pip install '.[cuda]'"
+        )
+    return ""
+
+
+if __name__ == "__main__":
+    configs.run(main)

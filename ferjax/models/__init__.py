@@ -1,0 +1,1 @@
+"""One family of networks a file; `layers` holds what they share."""

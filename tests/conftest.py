@@ -1,0 +1,19 @@
+"""Four virtual CPU devices for every test; a data directory shared by the session."""
+
+import os
+
+# Before anything imports jax.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where data sets are prepared, once for all tests; subprocesses find it too."""
+    directory = tmp_path_factory.mktemp("tfds")
+    os.environ["TFDS_DATA_DIR"] = str(directory)
+    return directory

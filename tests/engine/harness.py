@@ -1,0 +1,104 @@
+"""A small training step on random images, for tests of the engine."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ferjax import config as configs
+from ferjax.augment import policies
+from ferjax.data.batches import Batches
+from ferjax.engine.optim import make_optimizer, make_schedule
+from ferjax.engine.parallel import Layout, host
+from ferjax.engine.state import build, build_view, init_state
+from ferjax.engine.step import make_call, make_step
+
+LAYERS = ("conv 4 3 nobias", "bn", "relu", "maxpool 4", "gap", "dropout 0.25")
+IMAGES, SIDE, CLASSES, STEPS = 96, 16, 7, 20
+
+
+@contextlib.contextmanager
+def float64():
+    """Double precision, so that tolerances can be tight enough to catch bugs."""
+    with jax.enable_x64(True):
+        yield
+
+
+def make_config(**changes):
+    c = configs.base()
+    c.data.name = "synthetic_faces/tiny"
+    c.batch_size = 8
+    c.dtype = "float64"
+    c.algorithm = {"name": "fixmatch", "mu": 2, "threshold": 0.2}
+    c.model = {"name": "cnn", "layers": LAYERS}
+    for key, value in changes.items():
+        if key == "optimizer":
+            c.optimizer.update(value)
+        else:
+            c[key] = value
+    return configs.finalize(c)
+
+
+def make_data(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (IMAGES, SIDE, SIDE, 1), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, IMAGES)
+    return {"images": images, "targets": np.eye(CLASSES)[labels]}
+
+
+class Small:
+    """A config made into a step; `run` takes it through some steps on a layout."""
+
+    def __init__(self, config, steps=STEPS):
+        self.config, self.steps = config, steps
+        self.algorithm, self.model = build(config, CLASSES)
+        schedule = make_schedule(config.optimizer, steps, steps)
+        self.optimizer = make_optimizer(config.optimizer, schedule)
+        self.views = {
+            name: build_view(config, policies.Policy(**configs.section(config.views, name)))
+            for name in config.views
+        }
+        self.step = make_step(
+            self.model,
+            self.algorithm,
+            self.optimizer,
+            schedule,
+            self.views,
+            steps=steps,
+            ema_decay=config.ema_decay,
+            dtype=jnp.dtype(config.dtype),
+        )
+        size, mu = config.batch_size, self.algorithm.mu
+        self.batches = {"labeled": Batches(np.arange(IMAGES // 3), size, config.seed, "labeled")}
+        if mu:
+            rest = np.arange(IMAGES // 3, IMAGES)
+            self.batches["unlabeled"] = Batches(rest, mu * size, config.seed, "unlabeled")
+
+    def init(self):
+        return host(
+            init_state(
+                self.model,
+                self.algorithm,
+                self.optimizer,
+                seed=self.config.seed,
+                image_shape=(SIDE, SIDE, 1),
+                num_classes=CLASSES,
+                num_images=IMAGES,
+                dtype=jnp.dtype(self.config.dtype),
+            )
+        )
+
+    def index(self, first, end):
+        return {n: np.stack([b(s) for s in range(first, end)]) for n, b in self.batches.items()}
+
+    def run(self, layout: Layout, steps=None, per_call=1, state=None):
+        """The state and the metrics {name: (sums [steps], weights [steps])} after some steps."""
+        call = layout.wrap(make_call(self.step, per_call), donate=True)
+        state = layout.replicate(self.init() if state is None else state)
+        data, rows = layout.replicate(make_data()), []
+        first = int(host(state.step))
+        for s in range(first, first + (steps or self.steps), per_call):
+            state, metrics = call(state, layout.shard(self.index(s, s + per_call), axis=1), data)
+            rows.append(host(metrics))
+        return host(state), jax.tree.map(lambda *x: np.concatenate(x), *rows)

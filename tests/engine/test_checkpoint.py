@@ -1,0 +1,118 @@
+"""Checkpoints: what is kept, chosen, and refused."""
+
+import flax.struct
+import jax
+import numpy as np
+import pytest
+
+from ferjax.config import UserError
+from ferjax.engine import checkpoint
+from ferjax.engine.checkpoint import Checkpoints, DamagedError
+
+
+@flax.struct.dataclass
+class State:
+    step: np.ndarray
+    params: dict
+    opt_state: tuple
+    extra: dict
+
+
+def make_state(step):
+    rng = np.random.default_rng(step)
+    params = {"kernel": rng.normal(size=(64, 64)).astype(np.float32)}
+    return State(np.asarray(step, np.int32), params, (params, (), np.asarray(3)), {})
+
+
+def save_all(workdir, accuracies, keep=2):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep)
+    for step, accuracy in accuracies.items():
+        checkpoints.save(make_state(step), {"row": {"loss": [0.1, 1.0]}}, accuracy)
+    checkpoints.close()
+
+
+def steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: (np.asarray(x) == np.asarray(y)).all(), a, b))
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    save_all(tmp_path, {1: 0.3, 2: None, 3: 0.5, 4: 0.4, 5: None, 6: 0.1, 7: None})
+    assert steps(tmp_path) == [3, 6, 7]
+    assert checkpoint.choose(tmp_path, "best").name == "3"
+    assert checkpoint.choose(tmp_path, "latest").name == "7"
+    assert checkpoint.choose(tmp_path, "6").name == "6"
+    with pytest.raises(UserError, match="--checkpoint=5: use best, latest or one of 3, 6, 7"):
+        checkpoint.choose(tmp_path, "5")
+
+
+def test_restored_state_is_equal(tmp_path):
+    save_all(tmp_path, {4: 0.5})
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    state, meta = checkpoints.restore_latest(make_state(0))
+    checkpoints.close()
+    assert isinstance(state, State)
+    assert equal(state, make_state(4))
+    assert state.params["kernel"].dtype == np.float32
+    assert meta["row"] == {"loss": [0.1, 1.0]}
+    assert meta["accuracy"] == 0.5
+
+
+def test_nothing_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    assert checkpoints.restore_latest(make_state(0)) is None
+    checkpoints.close()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.choose(tmp_path, "best")
+
+
+def test_no_best_before_the_first_evaluation(tmp_path):
+    save_all(tmp_path, {2: None})
+    with pytest.raises(UserError, match="use --checkpoint=latest"):
+        checkpoint.choose(tmp_path, "best")
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def largest_file(path):
+    return max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, caplog, damage):
+    save_all(tmp_path, {1: 0.1, 2: 0.2})
+    path = tmp_path / "checkpoints" / "2"
+    file = largest_file(path / "state")
+    if damage == "bit":
+        flip_a_bit(file)
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.unlink()
+    with pytest.raises(DamagedError, match="checkpoints/2"):
+        checkpoint.read(path.absolute())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    with caplog.at_level("WARNING", logger="ferjax"):
+        state, _ = checkpoints.restore_latest(make_state(0))
+    assert "checkpoint 2 is damaged" in caplog.text
+    assert equal(state, make_state(1))
+    checkpoints.save(make_state(2), {"row": {}}, 0.3)  # its step can be saved again
+    checkpoints.close()
+    assert equal(
+        checkpoint.read((tmp_path / "checkpoints" / "2").absolute())[0]["params"],
+        make_state(2).params,
+    )
+
+
+def test_reading_deletes_nothing(tmp_path):
+    save_all(tmp_path, {1: 0.9, 2: 0.2, 3: 0.3})
+    before = steps(tmp_path)
+    checkpoint.read(checkpoint.choose(tmp_path, "best"))
+    assert steps(tmp_path) == before == [1, 2, 3]
