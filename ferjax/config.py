@@ -305,14 +305,15 @@ def _check_ranges(c: dict[str, Any]) -> None:
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key}={flat[key]}: {_nearest(flat[key], allowed)}")
-    positive = ("epochs", "batch_size", "log_every", "data.channels", "checkpoint.keep")
-    positive += ("evaluate.every_epochs", "evaluate.batch_size", "optimizer.learning_rate")
+    positive = ["epochs", "batch_size", "log_every", "data.channels", "checkpoint.keep"]
+    positive += ["evaluate.every_epochs", "evaluate.batch_size", "optimizer.learning_rate"]
     for key in positive:
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]}: it must be greater than 0")
-    not_negative = ("seed", "steps_per_call", "stop_after_steps", "stop_after_minutes")
-    not_negative += ("data.split_seed", "data.image_size", "optimizer.weight_decay")
-    for key in (*not_negative, "optimizer.warmup_epochs", "optimizer.clip_norm"):
+    not_negative = ["seed", "steps_per_call", "stop_after_steps", "stop_after_minutes"]
+    not_negative += ["data.split_seed", "data.image_size", "optimizer.weight_decay"]
+    not_negative += ["optimizer.warmup_epochs", "optimizer.clip_norm"]
+    for key in not_negative:
         if flat[key] < 0:
             raise UserError(f"config.{key}={flat[key]}: it must not be negative")
     if not 0 <= c["ema_decay"] < 1:

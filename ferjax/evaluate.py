@@ -42,8 +42,8 @@ def main() -> int:
     data = load_data(
         config,
         (FLAGS.split,),
-        source=FLAGS["data.source"].value,
-        data_dir=FLAGS["data.data_dir"].value,
+        source=FLAGS["data.source"].value or "",
+        data_dir=FLAGS["data.data_dir"].value or "",
     )
     recorded = json.loads((workdir / "split.json").read_text()).get("data_digest")
     if recorded and recorded != data.digest:

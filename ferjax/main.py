@@ -30,12 +30,12 @@ def main() -> int:
     """Checks the config, then trains; returns the exit status."""
     if FLAGS["config"].value is None:
         raise UserError("--config is missing: for example --config=configs/quickstart.py")
+    path = config_flags.get_config_filename(FLAGS["config"])
     try:
         given = FLAGS.config.to_dict()
     except OSError:
-        raise UserError(f"--config={FLAGS['config'].config_filename}: no such file") from None
-    name = config_name(FLAGS["config"].config_filename)
-    config = configs.finalize({**given, "name": given["name"] or name})
+        raise UserError(f"--config={path}: no such file") from None
+    config = configs.finalize({**given, "name": given["name"] or config_name(path)})
     workdir = Path(FLAGS.workdir or Path("runs") / config.name)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-@flax.struct.dataclass
-class Part:
+class Part(flax.struct.PyTreeNode):
     """The labelled or the unlabelled images of one device's share of a step.
 
     Attributes:
@@ -41,8 +40,7 @@ class Part:
         return jax.vmap(lambda k: jax.random.fold_in(k, zlib.crc32(name.encode())))(self.keys)
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """What one device sees of a step; `gather` collects [n, ...] from all devices in order."""
 
     labeled: Part

@@ -6,20 +6,22 @@ Coordinates are in pixels of the source image, measured from its centre: x to th
 value is read, so the operation applied to the image last is the innermost map.
 
 Sampling goes through a window: `inner` maps the result to the window and `outer` the window to the
-source. The window is the image after flip and crop. Fill "reflect" and "nearest" continue the source
-past its borders (reflect without repeating the border pixel); "constant" reads crops as "reflect",
-but gives a fixed level wherever the map leaves the window, as Pillow does when it rotates an image
-that was cropped before.
+source. The window is the image after flip and crop. Fill "reflect" and "nearest" continue the
+source past its borders (reflect without repeating the border pixel); "constant" reads crops as
+"reflect", but gives a fixed level wherever the map leaves the window, as Pillow does when it
+rotates an image that was cropped before.
 
 `warp` has two forms with equal results: "gather" reads the four neighbours of each place; "matmul"
 multiplies with matrices of hat functions max(0, 1 - |place - pixel|), for TPU.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ferjax.augment.photometric import stage
 
@@ -49,8 +51,9 @@ class Affine(NamedTuple):
             d * inner.c + e * inner.f + f,
         )
 
-    def __call__(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Places x, y [N or 1, ...] -> their images under the map."""
+        x, y = jnp.asarray(x), jnp.asarray(y)
         a, b, c, d, e, f = (v.reshape(v.shape + (1,) * (x.ndim - 1)) for v in self)
         return a * x + b * y + c, d * x + e * y + f
 
@@ -77,8 +80,34 @@ def rotation(degrees: jax.Array) -> Affine:
     return Affine(cos, -sin, zero, sin, cos, zero)
 
 
+def resized_crop(
+    numbers: jax.Array, h: int, w: int, scale: Sequence[float], aspect: Sequence[float]
+) -> Affine:
+    """A random part of the image, stretched over the whole window.
+
+    Args:
+      numbers: uniform in [0, 1), [N, 4].
+      h: height of the images in pixels.
+      w: their width.
+      scale: (low, high) of the part's share of the area, drawn uniformly.
+      aspect: (low, high) of its width / height, drawn uniformly in the logarithm. A part that is
+        wider or higher than the image is cut to it.
+    """
+    area = h * w * (scale[0] + (scale[1] - scale[0]) * numbers[:, 0])
+    ratio = jnp.exp(np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * numbers[:, 1])
+    share_x = jnp.minimum(jnp.sqrt(area * ratio) / w, 1.0)
+    share_y = jnp.minimum(jnp.sqrt(area / ratio) / h, 1.0)
+    return affine(
+        numbers.shape[0],
+        scale_x=share_x,
+        scale_y=share_y,
+        shift_x=w * (1.0 - share_x) * (numbers[:, 2] - 0.5),
+        shift_y=h * (1.0 - share_y) * (numbers[:, 3] - 0.5),
+    )
+
+
 def _fold(place: jax.Array, side: int, fill: str) -> jax.Array:
-    """Index coordinates (0 = middle of the first pixel) -> inside [0, side - 1] by the fill rule."""
+    """Brings index coordinates (0: middle of the first pixel) into [0, side - 1] by the fill."""
     last = side - 1
     if fill == "nearest" or last == 0:
         return jnp.clip(place, 0.0, last)
@@ -99,10 +128,10 @@ def _corner(place: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _neighbours(images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, C] -> uint32 [N, H W, C]: a pixel, its right, lower and lower right neighbour.
+    """uint8 [N, H, W, C] -> uint32 [N, H W, C]: a pixel, the right, the lower, the lower right one.
 
-    One read then fetches what bilinear interpolation needs: a read costs more than unpacking. Beyond
-    the last column and row stands anything: it is read with weight 0.
+    One read then fetches what bilinear interpolation needs: a read costs more than unpacking.
+    Beyond the last column and row stands anything: it is read with weight 0.
     """
     n, h, w, c = images.shape
     pixels = jnp.pad(images.reshape(n, h * w, c), ((0, 0), (0, w + 1), (0, 0))).astype(jnp.uint32)

@@ -2,19 +2,20 @@
 
 A per-pixel operation on 8-bit images is a table of 256 levels, and operations in a row compose
 into one table, so that an image is read once however many operations were drawn. Operations that
-depend on the image (autocontrast, equalize, contrast) need only its histogram, and that of a changed
-image is the first one pushed through the table so far.
+depend on the image (autocontrast, equalize, contrast) need only its histogram, and that of a
+changed image is the first one pushed through the table so far.
 
-Every operation follows Pillow's arithmetic (`PIL.ImageOps`, `PIL.ImageEnhance`) to within one level.
-Levels are whole numbers 0..255 held in float32; histograms are float32 counts. Both are exact below
-2^24 pixels.
+Every operation follows Pillow's arithmetic (`PIL.ImageOps`, `PIL.ImageEnhance`) to within one
+level. Levels are whole numbers 0..255 held in float32; histograms are float32 counts. Both are
+exact below 2^24 pixels.
 
 `histogram` and `lookup` have two forms with equal results: "gather" (indexing, for CPU and GPU) and
 "matmul" (products with one-hot matrices of the two halves of a level, for TPU, where an index costs
 as much as many multiplications).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +94,16 @@ def histogram(values: jax.Array, form: str, weights: jax.Array | None = None) ->
 
 
 def lookup(table: jax.Array, values: jax.Array, form: str) -> jax.Array:
-    """Replaces each level by its entry: [..., 256] and levels [..., P] -> the table's dtype [..., P]."""
+    """Replaces each level by its entry in a table.
+
+    Args:
+      table: [..., 256], entries 0..255.
+      values: levels [..., P].
+      form: "gather" or "matmul".
+
+    Returns:
+      [..., P] of the table's dtype.
+    """
     if form == "matmul":
         high, low = _one_hot_halves(values)
         halves = table.astype(jnp.float32).reshape(*table.shape[:-1], _HALF, _HALF)
@@ -103,7 +113,7 @@ def lookup(table: jax.Array, values: jax.Array, form: str) -> jax.Array:
 
 
 def push(counts: jax.Array, table: jax.Array, form: str) -> jax.Array:
-    """The histogram of an image after a table: counts [..., 256], table [..., 256] -> [..., 256]."""
+    """The histogram after a table: counts [..., 256] and table [..., 256] -> float32 [..., 256]."""
     return histogram(table, form, weights=counts)
 
 
@@ -140,7 +150,7 @@ def equalize(counts: jax.Array) -> jax.Array:
     high = jnp.max(jnp.where(counts > 0, level, 0.0), axis=-1, keepdims=True)
     rest = jnp.sum(jnp.where(level < high, counts, 0.0), axis=-1, keepdims=True)
     step = jnp.floor((rest + 0.5) / 255.0)
-    lower = np.triu(np.ones((256, 256), np.float32), k=1)  # [i, v] = 1 where i < v
+    lower = (jnp.arange(256)[:, None] < jnp.arange(256)).astype(jnp.float32)
     below = jnp.matmul(counts, lower, precision=_EXACT)
     flat = jnp.floor((jnp.floor(step / 2.0) + below + 0.5) / jnp.maximum(step, 1.0))
     return jnp.where(step > 0, jnp.clip(flat, 0.0, 255.0), level)
@@ -176,6 +186,36 @@ def solarize(threshold: jax.Array) -> jax.Array:
     """Inverts levels from the threshold on: threshold 0..256 [..., 1] -> table [..., 256]."""
     level = levels()
     return jnp.where(level < threshold, level, 255.0 - level)
+
+
+def apply_tables(
+    images: jax.Array, steps: Sequence[Callable[[jax.Array], jax.Array]], form: str
+) -> jax.Array:
+    """Applies per-pixel operations one after the other, as one lookup.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      steps: each gives its table, [N, C, 256] or broadcast to it, from the histogram [N, C, 256] of
+        the images that the steps before it made.
+      form: "gather" or "matmul".
+
+    Returns:
+      uint8 [N, H, W, C].
+    """
+    n, h, w, c = images.shape
+    planes = jnp.moveaxis(images, -1, 1).reshape(n, c, h * w)
+    counts = histogram(planes, form)
+    look = functools.partial(lookup, form=form)
+
+    def whole(counts: jax.Array, step: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return jnp.broadcast_to(step(counts), counts.shape)
+
+    table = stage(functools.partial(whole, step=steps[0]), counts)
+    for step in steps[1:]:
+        after = stage(functools.partial(whole, step=step), push(counts, table, form))
+        table = stage(look, after, table)
+    planes = stage(look, table.astype(jnp.uint8), planes)
+    return jnp.moveaxis(planes.reshape(n, c, h, w), 1, -1)
 
 
 def saturate(images: jax.Array, factor: jax.Array) -> jax.Array:

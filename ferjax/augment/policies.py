@@ -11,9 +11,9 @@ A view is made inside the jitted step from uint8 images, in this fixed order:
 5. Normalisation: (level / 255 - mean) / std.
 
 Pillow pipelines, the reference codes' too, apply what RandAugment drew in drawn order, round to
-levels after each operation, and sample anew for each. Here order is kept within the table and within
-the map only; sharpness drawn more than once is one filter with the factors' product; the places that
-a constant fill covers are those outside the window under the whole map.
+levels after each operation, and sample anew for each. Here order is kept within the table and
+within the map only; sharpness drawn more than once is one filter with the factors' product; the
+places that a constant fill covers are those outside the window under the whole map.
 
 RandAugment's pool; each slot draws one of these 14 with equal probability, and applies it with
 `op_p`. "original": level l is drawn from 1..9, signs are random. "uniform": u is drawn from [0, 1).
@@ -36,49 +36,32 @@ The policy's own operations:
 | field | operation and range |
 |---|---|
 | flip | left-right, with this probability |
-| crop | shift by whole pixels in [-p, p] each way, p = round(crop side); borders by `fill`, "constant" reflects |
-| resized_crop | area U(range) of the image, aspect log U(resized_crop_aspect), cut to the image, at any place |
+| crop | shift by whole pixels in [-p, p], p = round(crop side), by `fill` ("constant" reflects) |
+| resized_crop | area U(range) of the image, aspect log U(resized_crop_aspect), cut to the image |
 | shift | whole pixels, up to these fractions of the width and the height |
 | rotation, shear | +- degrees; shear is horizontal |
 | zoom | magnification U(range), both axes alike |
 | affine_p | probability of each of shift, rotation, shear, zoom |
 | brightness, contrast | factor 1 + U(-b, b), with probability jitter_p each, before RandAugment |
-| cutout | square of this fraction of the side ("fixed") or U(0, it) ("uniform"), centred anywhere, cut at the border |
+| cutout | square, this fraction of the side ("fixed") or U(0, it) ("uniform"), centred anywhere |
 | erase | probability of one rectangle of U(.02, .33) of the area, aspect log U(.3, 3.3) |
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferjax.augment import geometric, photometric
+from ferjax.augment import geometric, occlusion, photometric, randaugment
 from ferjax.augment.geometric import Affine, affine
-from ferjax.augment.photometric import stage
+from ferjax.augment.randaugment import Drawn, index
 from ferjax.config import UserError
 
-OPS = (
-    "identity",
-    "autocontrast",
-    "equalize",
-    "brightness",
-    "contrast",
-    "colour",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "rotate",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
 GREY = 127.5  # level of cutout and erasing: the middle, 0 in the reference's [-1, 1]
-_ERASE_AREA, _ERASE_ASPECT = (0.02, 0.33), (0.3, 3.3)
 
 # Where each operation's random numbers stand in an image's vector, so that switching one operation
 # on or off leaves what the others draw as it was.
@@ -123,8 +106,10 @@ class Policy:
         for name in (*unit, "brightness", "contrast", "crop"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         self._require(self.fill in geometric.FILLS, "fill", f"one of {', '.join(geometric.FILLS)}")
-        self._require(self.magnitude in ("original", "uniform"), "magnitude", "original or uniform")
-        self._require(self.cutout_style in ("fixed", "uniform"), "cutout_style", "fixed or uniform")
+        styles = randaugment.MAGNITUDES
+        self._require(self.magnitude in styles, "magnitude", f"one of {', '.join(styles)}")
+        styles = occlusion.STYLES
+        self._require(self.cutout_style in styles, "cutout_style", f"one of {', '.join(styles)}")
         self._require(self.ops >= 0, "ops", "0 or more")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
         self._require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
@@ -143,10 +128,15 @@ class Policy:
             raise UserError(f"view policy: {name}={getattr(self, name)!r}: must be {rule}")
 
     @property
+    def still(self) -> bool:
+        """Whether no pixel moves, if the size stays."""
+        moves = (self.rotation, self.shear, self.ops, self.zoom != (1.0, 1.0), *self.shift)
+        return not any((self.flip, self.crop, self.resized_crop, *moves))
+
+    @property
     def random(self) -> bool:
         """Whether views differ between keys."""
-        names = ("flip", "crop", "resized_crop", "cutout", "erase", "ops", "brightness", "contrast")
-        return any(getattr(self, n) for n in names) or self._moves
+        return not self.still or any((self.brightness, self.contrast, self.cutout, self.erase))
 
     @property
     def aligned(self) -> bool:
@@ -158,96 +148,20 @@ class Policy:
         """Whether pixels are only moved by whole pixels, if the size stays."""
         return self.aligned and not self.resized_crop and self.zoom == (1.0, 1.0)
 
-    @property
-    def _moves(self) -> bool:
-        return bool(any(self.shift) or self.rotation or self.shear or self.zoom != (1.0, 1.0))
-
 
 NONE = Policy()
 WEAK = Policy(flip=0.5, crop=0.125, fill="reflect")
 STRONG = Policy(flip=0.5, crop=0.125, fill="constant", ops=2, op_p=0.5, cutout=0.5)
-STRONG_USB = Policy(
-    flip=0.5,
-    crop=0.125,
-    fill="constant",
-    fill_value=0.0,
-    ops=3,
-    magnitude="uniform",
-    cutout=0.5,
-    cutout_style="uniform",
+STRONG_USB = dataclasses.replace(
+    STRONG, fill_value=0.0, ops=3, op_p=1.0, magnitude="uniform", cutout_style="uniform"
 )
 SEED_CROP = Policy(flip=0.5, resized_crop=(0.08, 1.0))
 
 
-class DrawnOps(NamedTuple):
-    """What RandAugment drew: arrays [N, ops]; each operation reads the column of its own unit."""
-
-    op: jax.Array  # int32, index in OPS; identity where it is not applied
-    factor: jax.Array
-    bits: jax.Array
-    threshold: jax.Array
-    degrees: jax.Array
-    fraction: jax.Array  # tangent of a shear, or share of the side of a translation
-
-
-def _index(uniform: jax.Array, count: int) -> jax.Array:
-    """Numbers in [0, 1) -> int32 in 0..count-1, alike probable."""
-    return jnp.minimum(jnp.floor(uniform * count).astype(jnp.int32), count - 1)
-
-
-def draw_ops(policy: Policy, numbers: jax.Array) -> DrawnOps:
-    """RandAugment's choices from uniform numbers [N, 4 ops]: operation, whether, level, sign."""
-    kind, apply, level, sign = (numbers[:, i::4] for i in range(4))
-    op = jnp.where(apply < policy.op_p, _index(kind, len(OPS)), OPS.index("identity"))
-    if policy.magnitude == "uniform":
-        return DrawnOps(
-            op=op,
-            factor=0.05 + 0.9 * level,
-            bits=4 + _index(level, 4),
-            threshold=256.0 * level,
-            degrees=60.0 * level - 30.0,
-            fraction=0.6 * level - 0.3,
-        )
-    tenth = 1 + _index(level, 9)
-    sign = jnp.where(sign < 0.5, -1.0, 1.0)
-    return DrawnOps(
-        op=op,
-        factor=0.1 + 0.18 * tenth,
-        bits=8 - 4 * tenth // 10,
-        threshold=(256 - 256 * tenth // 10).astype(jnp.float32),
-        degrees=sign * 3.0 * tenth,
-        fraction=sign * 0.03 * tenth,
-    )
-
-
-def _is(op: jax.Array, name: str) -> jax.Array:
-    return op == OPS.index(name)
-
-
-def _drawn_table(counts: jax.Array, ops: DrawnOps, slot: int) -> jax.Array:
-    """The table [N, C, 256] of one slot's operation on images with this histogram [N, C, 256]."""
-    op, factor, bits, threshold = (
-        v[:, slot, None, None] for v in (ops.op, ops.factor, ops.bits, ops.threshold)
-    )
-    tables = {
-        "autocontrast": photometric.autocontrast(counts),
-        "equalize": photometric.equalize(counts),
-        "brightness": photometric.brightness(factor),
-        "contrast": photometric.contrast(photometric.mean_luma(counts), factor),
-        "posterize": photometric.posterize(bits),
-        "solarize": photometric.solarize(threshold),
-    }
-    chosen = jnp.broadcast_to(photometric.levels(), counts.shape)
-    for name, table in tables.items():
-        chosen = jnp.where(_is(op, name), table, chosen)
-    return chosen
-
-
 def apply_photometric(
-    policy: Policy, images: jax.Array, numbers: jax.Array, ops: DrawnOps | None, form: str
+    policy: Policy, images: jax.Array, numbers: jax.Array, ops: Drawn | None, form: str
 ) -> jax.Array:
     """Steps 1 and 2: uint8 [N, H, W, C] -> uint8 of the same shape."""
-    n, h, w, c = images.shape
     steps: list[Callable[[jax.Array], jax.Array]] = []
 
     def jitter(strength: float, start: int) -> jax.Array:
@@ -256,35 +170,22 @@ def apply_photometric(
         return (1.0 + jnp.where(on, amount, 0.0))[:, None, None]
 
     if policy.brightness:
-        bright = photometric.brightness(jitter(policy.brightness, _BRIGHTNESS))
-        steps.append(lambda counts: jnp.broadcast_to(bright, counts.shape))
+        brighter = jitter(policy.brightness, _BRIGHTNESS)
+        steps.append(lambda counts: photometric.brightness(brighter))
     if policy.contrast:
         factor = jitter(policy.contrast, _CONTRAST)
-        steps.append(
-            lambda counts: jnp.broadcast_to(
-                photometric.contrast(photometric.mean_luma(counts), factor), counts.shape
-            )
-        )
+        steps.append(lambda counts: photometric.contrast(photometric.mean_luma(counts), factor))
     if ops is not None:
-        steps += [functools.partial(_drawn_table, ops=ops, slot=k) for k in range(policy.ops)]
-    if not steps:
-        return images
-    planes = jnp.moveaxis(images, -1, 1).reshape(n, c, h * w)
-    counts = photometric.histogram(planes, form)
-    look = functools.partial(photometric.lookup, form=form)
-    table = stage(steps[0], counts)
-    for step in steps[1:]:
-        after = stage(step, photometric.push(counts, table, form))
-        table = stage(look, after, table)
-    planes = stage(look, table.astype(jnp.uint8), planes)
-    images = jnp.moveaxis(planes.reshape(n, c, h, w), 1, -1)
+        draws = functools.partial(randaugment.table, drawn=ops)
+        steps += [functools.partial(draws, slot=k) for k in range(policy.ops)]
+    if steps:
+        images = photometric.apply_tables(images, steps, form)
     if ops is None:
         return images
-    if c == 3:
-        factor = jnp.prod(jnp.where(_is(ops.op, "colour"), ops.factor, 1.0), axis=1)
-        images = photometric.saturate(images, factor)
-    factor = jnp.prod(jnp.where(_is(ops.op, "sharpness"), ops.factor, 1.0), axis=1)
-    return photometric.sharpen(images, factor).astype(jnp.uint8)
+    if images.shape[-1] == 3:
+        images = photometric.saturate(images, randaugment.enhancement(ops, "colour"))
+    sharper = photometric.sharpen(images, randaugment.enhancement(ops, "sharpness"))
+    return sharper.astype(jnp.uint8)
 
 
 def _window(policy: Policy, numbers: jax.Array, h: int, w: int) -> Affine:
@@ -296,27 +197,16 @@ def _window(policy: Policy, numbers: jax.Array, h: int, w: int) -> Affine:
         pad_y, pad_x = round(policy.crop * h), round(policy.crop * w)
         crop = affine(
             n,
-            shift_x=(_index(numbers[:, _CROP + 1], 2 * pad_x + 1) - pad_x).astype(jnp.float32),
-            shift_y=(_index(numbers[:, _CROP], 2 * pad_y + 1) - pad_y).astype(jnp.float32),
+            shift_x=(index(numbers[:, _CROP + 1], 2 * pad_x + 1) - pad_x).astype(jnp.float32),
+            shift_y=(index(numbers[:, _CROP], 2 * pad_y + 1) - pad_y).astype(jnp.float32),
         )
     elif policy.resized_crop:
-        (small, large), (thin, wide) = policy.resized_crop, policy.resized_crop_aspect
         draws = numbers[:, _RESIZED : _RESIZED + 4]
-        area = h * w * (small + (large - small) * draws[:, 0])
-        aspect = jnp.exp(np.log(thin) + np.log(wide / thin) * draws[:, 1])
-        share_x = jnp.minimum(jnp.sqrt(area * aspect) / w, 1.0)
-        share_y = jnp.minimum(jnp.sqrt(area / aspect) / h, 1.0)
-        crop = affine(
-            n,
-            scale_x=share_x,
-            scale_y=share_y,
-            shift_x=w * (1.0 - share_x) * (draws[:, 2] - 0.5),
-            shift_y=h * (1.0 - share_y) * (draws[:, 3] - 0.5),
-        )
+        crop = geometric.resized_crop(draws, h, w, policy.resized_crop, policy.resized_crop_aspect)
     return affine(n, scale_x=sign) @ crop
 
 
-def _move(policy: Policy, numbers: jax.Array, ops: DrawnOps | None, h: int, w: int) -> Affine:
+def _move(policy: Policy, numbers: jax.Array, ops: Drawn | None, h: int, w: int) -> Affine:
     """The policy's own moves, then the drawn ones: the map from the result to the window."""
     n = numbers.shape[0]
     move = affine(n)
@@ -342,46 +232,20 @@ def _move(policy: Policy, numbers: jax.Array, ops: DrawnOps | None, h: int, w: i
         zoom = low + (high - low) * numbers[:, _ZOOM + 1]
         step = jnp.where(on(_ZOOM), 1.0 / zoom, 1.0)
         move @= affine(n, scale_x=step, scale_y=step)
-    for slot in range(policy.ops if ops is not None else 0):
-        assert ops is not None
-        op, degrees, fraction = (v[:, slot] for v in (ops.op, ops.degrees, ops.fraction))
-        move @= geometric.rotation(jnp.where(_is(op, "rotate"), degrees, 0.0))
-        move @= affine(
-            n,
-            shear_x=jnp.where(_is(op, "shear_x"), fraction, 0.0),
-            shear_y=jnp.where(_is(op, "shear_y"), fraction, 0.0),
-            shift_x=jnp.where(_is(op, "translate_x"), jnp.round(fraction * w), 0.0),
-            shift_y=jnp.where(_is(op, "translate_y"), jnp.round(fraction * h), 0.0),
-        )
+    if ops is not None:
+        for slot in range(policy.ops):
+            move @= randaugment.move(ops, slot, h, w)
     return move
 
 
 def _covered(policy: Policy, numbers: jax.Array, size: int) -> jax.Array | None:
     """Which pixels cutout and erasing cover: bool [N, size, size], or None if neither is on."""
-    place = np.arange(size)
-
-    def box(top: jax.Array, left: jax.Array, bottom: jax.Array, right: jax.Array) -> jax.Array:
-        rows = (place >= top[:, None]) & (place < bottom[:, None])
-        columns = (place >= left[:, None]) & (place < right[:, None])
-        return rows[:, :, None] & columns[:, None, :]
-
-    covered = None
+    covered: jax.Array | None = None
     if policy.cutout:
-        y, x, share = (numbers[:, _CUTOUT + i] for i in range(3))
-        side = size * policy.cutout * (share if policy.cutout_style == "uniform" else 1.0)
-        half = jnp.broadcast_to(jnp.round(side / 2.0).astype(jnp.int32), y.shape)
-        y, x = _index(y, size), _index(x, size)
-        covered = box(y - half, x - half, y + half, x + half)
+        draws = numbers[:, _CUTOUT : _CUTOUT + 3]
+        covered = occlusion.cutout(draws, size, policy.cutout, policy.cutout_style)
     if policy.erase:
-        on, area, aspect, y, x = (numbers[:, _ERASE + i] for i in range(5))
-        (small, large), (thin, wide) = _ERASE_AREA, _ERASE_ASPECT
-        area = size**2 * (small + (large - small) * area)
-        aspect = jnp.exp(np.log(thin) + np.log(wide / thin) * aspect)
-        height = jnp.minimum(jnp.round(jnp.sqrt(area / aspect)), size)
-        width = jnp.minimum(jnp.round(jnp.sqrt(area * aspect)), size)
-        height = jnp.where(on < policy.erase, height, 0.0)
-        top, left = jnp.floor(y * (size - height + 1)), jnp.floor(x * (size - width + 1))
-        erased = box(top, left, top + height, left + width)
+        erased = occlusion.erasing(numbers[:, _ERASE : _ERASE + 5], size, policy.erase)
         covered = erased if covered is None else covered | erased
     return covered
 
@@ -398,25 +262,22 @@ def _render(
     form: str,
 ) -> jax.Array:
     _, h, w, _ = images.shape
-    ops = draw_ops(policy, numbers[:, _RANDAUGMENT:]) if policy.ops else None
+    ops = None
+    if policy.ops:
+        ops = randaugment.draw(numbers[:, _RANDAUGMENT:], policy.op_p, policy.magnitude)
     images = apply_photometric(policy, images, numbers, ops, form)
     side = h if size is None else size
     same = side == h == w
-    if same and not (
-        policy.flip or policy.crop or policy.resized_crop or policy.ops or policy._moves
-    ):
+    if same and policy.still:
         pixels = images.astype(jnp.float32)
     else:
-        outer, inner = _window(policy, numbers, h, w), _move(policy, numbers, ops, h, w)
-        sample = (
-            functools.partial(geometric.warp_aligned, whole=policy.whole and same)
-            if policy.aligned
-            else geometric.warp
-        )
+        sample = geometric.warp
+        if policy.aligned:
+            sample = functools.partial(geometric.warp_aligned, whole=policy.whole and same)
         pixels = sample(
             images,
-            outer,
-            inner,
+            _window(policy, numbers, h, w),
+            _move(policy, numbers, ops, h, w),
             size=side,
             fill=policy.fill,
             fill_value=255.0 * policy.fill_value,
@@ -465,7 +326,7 @@ def make_view(
     render = functools.partial(
         _render, policy=policy, size=size, mean=means, std=stds, channels=channels
     )
-    count = _RANDAUGMENT + 4 * policy.ops
+    count = _RANDAUGMENT + randaugment.NUMBERS * policy.ops
 
     def view(images: jax.Array, keys: jax.Array) -> jax.Array:
         n, h, w, c = images.shape

@@ -5,31 +5,38 @@ from absl import flags, logging
 from ferjax.config import run
 from ferjax.data import arrays
 
-_DATASET = flags.DEFINE_string(
-    "dataset", "fer2013", "Module of ferjax.data, or module/config: fer2013, synthetic_faces."
-)
-_SOURCE = flags.DEFINE_string(
-    "data.source",
-    "",
-    "fer2013: a folder or zip of the JPEG files, fer2013.csv or icml_face_data.csv; empty: "
-    "FER2013_SOURCE, else the archive is downloaded.",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data.data_dir",
-    "",
-    "Where prepared data is kept; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.",
-)
+
+def define_flags() -> None:
+    """Defines the command's flags; not at import, which happens to modules that are looked up."""
+    flags.DEFINE_string(
+        "dataset", "fer2013", "Module of ferjax.data, or module/config: fer2013, synthetic_faces."
+    )
+    flags.DEFINE_string(
+        "data.source",
+        "",
+        "fer2013: a folder or zip of the JPEG files, fer2013.csv or icml_face_data.csv; empty: "
+        "FER2013_SOURCE, else the archive is downloaded.",
+    )
+    flags.DEFINE_string(
+        "data.data_dir",
+        "",
+        "Where prepared data is kept; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.",
+    )
 
 
 def main() -> None:
     """Prepares the set where it is not prepared, reads all of it, and prints the class table."""
     logging.set_verbosity(logging.INFO)
-    made = arrays.builder(_DATASET.value, source=_SOURCE.value, data_dir=_DATA_DIR.value)
+    given = flags.FLAGS
+    made = arrays.builder(
+        str(given["dataset"].value),
+        source=str(given["data.source"].value),
+        data_dir=str(given["data.data_dir"].value),
+    )
     known = made.is_prepared()
     made.download_and_prepare()
-    splits = tuple(made.info.splits)
     # Reading everything back proves that what lies on disk is what was prepared.
-    data = arrays.read(made, splits)
+    data = arrays.read(made, tuple(made.info.splits))
     print(f"{made.info.full_name}: " + ("was already prepared" if known else "prepared"))
     print(class_table(data))
     print(f"digest     {data.digest}\nstored in  {made.data_path}")
@@ -57,4 +64,5 @@ def class_table(data: arrays.Dataset) -> str:
 
 
 if __name__ == "__main__":
+    define_flags()
     run(main)

@@ -96,12 +96,12 @@ class _Canvas:
         shift = _CANVAS * (0.5 + rng.uniform(-0.055, 0.055, 2))
         cos, sin = np.cos(turn), np.sin(turn)
         self._scale = float(scale)
-        self._linear = scale * np.array([[cos, sin], [sin, -cos]])  # image rows grow downwards
-        self._shift = shift
+        # To sixteenths of a pixel, OpenCV's four fractional bits; image rows grow downwards.
+        self._linear = np.ascontiguousarray(16 * scale * np.array([[cos, sin], [sin, -cos]]).T)
+        self._shift = 16 * shift + 0.5  # half a step: truncation becomes rounding
 
     def _pixels(self, points: np.ndarray) -> np.ndarray:
-        # Four fractional bits: OpenCV draws at a sixteenth of a pixel.
-        return np.rint((points @ self._linear.T + self._shift) * 16).astype(np.int32)
+        return (points.dot(self._linear) + self._shift).astype(np.int32)
 
     def fill(self, points: np.ndarray, level: float) -> None:
         cv2.fillPoly(self.image, [self._pixels(points)], level, cv2.LINE_8, 4)

@@ -38,12 +38,11 @@ class Layout:
     def replicate(self, tree: Any) -> Any:
         """Host arrays, the same in every process, to every device."""
         sharding = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(
-                np.shape(x), sharding, lambda i, x=x: np.asarray(x)[i]
-            ),
-            tree,
-        )
+
+        def copy(x: Any) -> jax.Array:
+            return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
+
+        return jax.tree.map(copy, tree)
 
     def shard(self, tree: Any, axis: int = 0) -> Any:
         """Global host arrays, split along `axis` over the devices: what `wrap`'s functions take.

@@ -18,8 +18,7 @@ from ferjax.engine.parallel import AXIS
 View = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and writes; it has no device axis.
 
     Attributes:

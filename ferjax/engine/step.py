@@ -111,7 +111,9 @@ def make_step(
             {"params": params, "batch_stats": batch_stats},
         )
         one = jnp.ones((), loss.dtype)
-        metrics = jax.lax.psum({"loss": (loss, one), **metrics}, AXIS)
+        metrics = jax.lax.psum(metrics, AXIS)
+        # Weight 1 whatever the number of devices, so that a row may span a change of them.
+        metrics["loss"] = (jax.lax.pmean(loss, AXIS), one)
         metrics["grad_norm"] = (optax.global_norm(grads), one)
         metrics["learning_rate"] = (jnp.asarray(schedule(state.step), loss.dtype), one)
         state = state.replace(

@@ -158,7 +158,7 @@ class Trainer:
             image_shape=(height, width, self.config.data.channels),
             num_classes=len(self.dataset.class_names),
             num_images=len(images),
-            dtype=jnp.float64 if self.config.dtype == "float64" else jnp.float32,
+            dtype=jnp.promote_types(self.config.dtype, jnp.float32),
         )
         return host(state)
 

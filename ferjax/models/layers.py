@@ -1,4 +1,4 @@
-"""Layers that the models share, written so that how a batch is laid out over devices changes nothing.
+"""Layers that the models share; how a batch is laid out over devices changes nothing.
 
 Parameters, BatchNorm statistics and logits have `param_dtype(dtype)`: float32, or float64 where the
 compute dtype is float64. Everything else is computed in `dtype`.
@@ -44,6 +44,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         stored = param_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, stored)
@@ -63,6 +64,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, d] -> [N, features]."""
         stored = param_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), stored)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), stored)
@@ -72,10 +74,10 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015).
 
-    With train=True the mean and the (biased) variance are those of the whole batch over `axis_name`,
-    in at least float32 and with one all-reduce; the running ones move by 1 - momentum towards them
-    if the collection `batch_stats` is mutable, and stay untouched otherwise. With train=False the
-    running ones are used.
+    With train=True the mean and the (biased) variance are those of the whole batch over
+    `axis_name`, in at least float32 and with one all-reduce; the running ones move by 1 - momentum
+    towards them if the collection `batch_stats` is mutable, and stay untouched otherwise. With
+    train=False the running ones are used.
     """
 
     axis_name: str | None = None
@@ -86,6 +88,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[..., C] -> the same shape."""
         stored, shape = param_dtype(self.dtype), (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, stored)
         bias = self.param("bias", nn.initializers.zeros, shape, stored)
@@ -114,12 +117,13 @@ class BatchNorm(nn.Module):
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope * min(x, 0), one slope per element of a row as in Keras; slopes start at 0."""
+    """max(x, 0) + slope * min(x, 0); one slope per element of a row, as in Keras, from 0."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, ...] -> the same shape."""
         slope = self.param("slope", nn.initializers.zeros, x.shape[1:], param_dtype(self.dtype))
         return jnp.maximum(x, 0) + slope.astype(x.dtype) * jnp.minimum(x, 0)
 

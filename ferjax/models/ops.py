@@ -7,6 +7,7 @@ XLA 0.10 hands it to YNNPACK, which takes an output of 3x3 pixels and a kernel a
 at 10-20 GFLOP/s, where Eigen's kernel reaches 60-150.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -69,7 +70,7 @@ def _conv_unit_backward(
 _conv_unit.defvjp(_conv_unit_forward, _conv_unit_backward)
 
 
-def _gradient_eigen(x: jax.Array, g: jax.Array, size: tuple[int, int], pads: Pads) -> jax.Array:
+def _gradient_eigen(x: jax.Array, g: jax.Array, size: Sequence[int], pads: Pads) -> jax.Array:
     """Weight gradient [h, w, C, F] of x [N, H, W, C] for g [N, H', W', F], in Eigen's kernel.
 
     YNNPACK declines a kernel that is taller than the map, so g gets rows of zeros until it is.
@@ -84,7 +85,7 @@ def _gradient_eigen(x: jax.Array, g: jax.Array, size: tuple[int, int], pads: Pad
     return lax.conv_general_dilated(x, g, (1, 1), window, dimension_numbers=_GRADIENT_DIMS)
 
 
-def _shifts(x: jax.Array, size: tuple[int, int], pads: Pads) -> list[jax.Array]:
+def _shifts(x: jax.Array, size: Sequence[int], pads: Pads) -> list[jax.Array]:
     """Maps of one channel that a kernel's taps see, row by row: h * w arrays [N, H', W', 1]."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
@@ -95,18 +96,21 @@ def _conv_one(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     """Convolution of one channel as a sum of scaled shifts, which XLA fuses into one loop."""
     taps = kernel.reshape(-1, kernel.shape[-1])
     shifted = _shifts(x, kernel.shape[:2], pads)
-    return sum((s * tap for s, tap in zip(shifted[1:], taps[1:], strict=True)), shifted[0] * taps[0])
+    total = shifted[0] * taps[0]
+    for shift, tap in zip(shifted[1:], taps[1:], strict=True):
+        total += shift * tap
+    return total
 
 
-def _gradient_one(x: jax.Array, g: jax.Array, size: tuple[int, int], pads: Pads) -> jax.Array:
+def _gradient_one(x: jax.Array, g: jax.Array, size: Sequence[int], pads: Pads) -> jax.Array:
     """Weight gradient [h, w, 1, F] for one channel as one matrix product."""
     columns = jnp.concatenate(_shifts(x, size, pads), -1)
     dw = lax.dot_general(columns, g, (((0, 1, 2), (0, 1, 2)), ((), ())))
     return dw.reshape(*size, 1, g.shape[-1])
 
 
-def explicit_pads(padding: str | int, size: tuple[int, int], kernel: int, stride: int) -> Pads:
-    """Padding as pairs: "valid", "same" (TensorFlow's rule: the odd pixel goes last) or a number."""
+def explicit_pads(padding: str | int, size: Sequence[int], kernel: int, stride: int) -> Pads:
+    """Padding as pairs: "valid", "same" (as TensorFlow: the odd pixel last) or a number."""
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
     pairs = lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), padding.upper())

@@ -1,5 +1,6 @@
 """Warps against NumPy's padding and slicing, a NumPy bilinear warp, and Pillow."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from PIL import Image
 from ferjax.augment import geometric
 from ferjax.augment.geometric import affine, rotation
 
+STATIC = ("size", "fill", "fill_value", "whole", "form")
+warp = jax.jit(geometric.warp, static_argnames=STATIC[:3] + STATIC[4:])
+warp_aligned = jax.jit(geometric.warp_aligned, static_argnames=STATIC)
 FORMS = ("gather", "matmul")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 20, 24, 1)).astype(np.uint8)
@@ -53,7 +57,7 @@ def test_warp_equals_a_numpy_warp(form, fill):
     move = rotation(_column(17, -30, 90.5)) @ affine(3, shear_x=_column(0.2, -0.3, 0))
     move @= affine(3, scale_x=1.3, scale_y=0.8, shift_x=_column(4, -2.5, 9), shear_y=-0.1)
     for size in (20, 33):
-        ours = geometric.warp(
+        ours = warp(
             jnp.asarray(IMAGES), affine(3), move, size=size, fill=fill, fill_value=60.0, form=form
         )
         assert ours.shape == (3, size, size, 1)
@@ -69,8 +73,8 @@ def test_aligned_warp_equals_the_general_one(form, fill):
     outer = affine(3, scale_x=_column(-1, 1, -0.4), scale_y=0.6, shift_x=_column(3, -4, 2.2))
     inner = affine(3, scale_x=1.4, scale_y=1.1, shift_y=_column(0, 2, -3.7))
     args = {"size": 30, "fill": fill, "fill_value": 60.0}
-    ours = geometric.warp_aligned(jnp.asarray(IMAGES), outer, inner, whole=False, form=form, **args)
-    wanted = geometric.warp(jnp.asarray(IMAGES), outer, inner, form="gather", **args)
+    ours = warp_aligned(jnp.asarray(IMAGES), outer, inner, whole=False, form=form, **args)
+    wanted = warp(jnp.asarray(IMAGES), outer, inner, form="gather", **args)
     np.testing.assert_allclose(ours, wanted, atol=5e-3)
 
 
@@ -81,8 +85,8 @@ def test_flip_and_crop_are_exact(form):
     outer = affine(3, scale_x=_column(-1, 1, -1))
     outer @= affine(3, shift_x=_column(*right), shift_y=_column(*down))
     args = {"size": 24, "fill": "reflect", "fill_value": 0.0, "form": form}
-    whole = geometric.warp_aligned(jnp.asarray(images), outer, affine(3), whole=True, **args)
-    general = geometric.warp(jnp.asarray(images), outer, affine(3), **args)
+    whole = warp_aligned(jnp.asarray(images), outer, affine(3), whole=True, **args)
+    general = warp(jnp.asarray(images), outer, affine(3), **args)
     for n, flipped in enumerate((True, False, True)):
         image = images[n, :, ::-1, 0] if flipped else images[n, ..., 0]
         wide = np.pad(image, 6, mode="reflect")
@@ -119,7 +123,7 @@ def test_warp_against_pillow_transform(move):
     kept = np.pad(np.full((side - 2, side - 2), 255, np.uint8), 1)
     away = np.asarray(Image.fromarray(kept).transform((side, side), *method)) == 255
     filled = np.asarray(Image.new("L", (side, side), 255).transform((side, side), *method)) == 0
-    ours = geometric.warp(
+    ours = warp(
         jnp.asarray(image[None, ..., None]),
         affine(1),
         affine(1, **move),
@@ -129,7 +133,7 @@ def test_warp_against_pillow_transform(move):
         form="gather",
     )[0, ..., 0]
     assert away.mean() > 0.5
-    assert np.abs(ours - theirs)[away].max() <= 1.0
+    assert np.abs(ours - theirs)[away].max() <= 1.01  # Pillow truncates
     assert np.mean((np.asarray(ours) == 0) == filled) > 0.99
 
 
@@ -137,7 +141,7 @@ def test_warp_against_pillow_transform(move):
 def test_rotation_against_pillow_rotate(degrees):
     image = _smooth(48)
     theirs = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)
-    ours = geometric.warp(
+    ours = warp(
         jnp.asarray(image[None, ..., None]),
         affine(1),
         rotation(_column(degrees)),
@@ -146,7 +150,7 @@ def test_rotation_against_pillow_rotate(degrees):
         fill_value=0.0,
         form="gather",
     )[0, 12:36, 12:36, 0]
-    assert np.abs(ours - np.asarray(theirs).astype(float)[12:36, 12:36]).max() <= 1.0
+    assert np.abs(ours - np.asarray(theirs).astype(float)[12:36, 12:36]).max() <= 1.01
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,8 +160,8 @@ def test_resize_against_pillow(form):
     args = {"size": 30, "fill": "nearest", "fill_value": 0.0, "form": form}
     pixels = jnp.asarray(image[None, ..., None])
     for ours in (
-        geometric.warp(pixels, affine(1), affine(1), **args),
-        geometric.warp_aligned(pixels, affine(1), affine(1), whole=False, **args),
+        warp(pixels, affine(1), affine(1), **args),
+        warp_aligned(pixels, affine(1), affine(1), whole=False, **args),
     ):
         np.testing.assert_allclose(ours[0, ..., 0], np.asarray(theirs), atol=1e-2)
 
@@ -174,7 +178,7 @@ def test_colour_channels_are_warped_alike():
     move = rotation(_column(20, -8))
     for form in FORMS:
         args = {"size": 16, "fill": "reflect", "fill_value": 0.0, "form": form}
-        together = geometric.warp(jnp.asarray(images), affine(2), move, **args)
+        together = warp(jnp.asarray(images), affine(2), move, **args)
         for c in range(3):
-            alone = geometric.warp(jnp.asarray(images[..., c : c + 1]), affine(2), move, **args)
+            alone = warp(jnp.asarray(images[..., c : c + 1]), affine(2), move, **args)
             np.testing.assert_allclose(together[..., c], alone[..., 0], atol=1e-4)

@@ -1,0 +1,246 @@
+"""The commands as a user runs them: real subprocesses, real files, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ferjax.engine import checkpoint
+
+ROOT = Path(__file__).parent.parent
+LAYERS = "('conv 8 3 nobias', 'bn', 'relu', 'maxpool 4', 'gap', 'dropout 0.2')"
+SMALL = [
+    f"--config={ROOT}/configs/quickstart.py",
+    "--config.data.name=synthetic_faces/tiny",
+    "--config.data.labeled=4/class",
+    f"--config.model.layers={LAYERS}",
+    "--config.views.strong.policy=weak",
+    "--config.batch_size=8",
+    "--config.epochs=3",
+    "--config.log_every=3",
+]
+CLOCK = {"seconds", "images_per_second"}
+
+
+def environment(devices=1, **more):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **more}
+
+
+def ferjax(command, *args, cwd=ROOT, timeout=300, **env):
+    return subprocess.run(
+        [sys.executable, "-m", f"ferjax.{command}", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env=environment(**env),
+    )
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in CLOCK} for x in lines]
+
+
+def saved(workdir):
+    return {int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()}
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """An undisturbed run: 3 epochs of 8 steps."""
+    workdir = tmp_path_factory.mktemp("finished")
+    done = ferjax("main", *SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_training_writes_everything_and_says_so(finished):
+    workdir, done = finished
+    names = {p.name for p in workdir.iterdir()}
+    assert {"config.json", "split.json", "metrics.jsonl", "checkpoints", "eval", "logs"} <= names
+    assert "macro-F1" in done.stdout
+    assert "python -m ferjax.main --config=configs/fixmatch.py:cpu" in done.stdout
+    table = rows(workdir)
+    train = [r for r in table if r["kind"] == "train"]
+    scored = [r for r in table if r["kind"] == "eval"]
+    assert [r["step"] for r in train] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [(r["step"], r["epoch"]) for r in scored] == [(8, 1), (16, 2), (24, 3)]
+    wanted = {"loss", "loss_labeled", "loss_unlabeled", "mask_rate", "pseudo_label_accuracy"}
+    assert wanted | {"learning_rate", "epoch"} <= train[0].keys()
+    assert {"ema_accuracy", "raw_accuracy"} <= scored[0].keys()
+    assert json.loads((workdir / "eval" / "final.json").read_text())["images"] == 70
+    assert len(json.loads((workdir / "split.json").read_text())["labeled_rows"]) == 28
+
+
+def test_killed_in_mid_epoch_and_resumed_is_bit_equal(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    args = [*SMALL, f"--workdir={workdir}", "--config.checkpoint.every_minutes=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ferjax.main", *args],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    # Step 13 is neither an epoch's end (8, 16) nor a row's (12, 15).
+    while not any(step >= 13 for step in saved(workdir)):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = max(saved(workdir))
+    assert last < 24, "killed too late to prove anything"
+    done = ferjax("main", *args)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout
+    whole = finished[0]
+    assert rows(workdir) == rows(whole)
+    for name in ("config.json", "split.json"):
+        a, b = (json.loads((w / name).read_text()) for w in (workdir, whole))
+        a.pop("checkpoint", None), b.pop("checkpoint", None)
+        assert a == b
+    trees = [checkpoint.read(checkpoint.choose(w, "latest"))[0] for w in (workdir, whole)]
+    assert trees[0]["opt_state"]
+    sums = [checkpoint.checksums(t) for t in trees]
+    assert sums[0] == sums[1]  # parameters, EMA, statistics, optimizer
+
+
+def test_stopping_early_saves_and_exits_with_75(finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    args = [*SMALL, f"--workdir={workdir}"]
+    first = ferjax("main", *args, "--config.stop_after_steps=5")
+    assert first.returncode == 75, first.stderr
+    assert saved(workdir) == {5}
+    # Two virtual devices go on where one stopped: same numbers to float tolerance.
+    second = ferjax("main", *args, "--config.parallel=shard_map", devices=2)
+    assert second.returncode == 0, second.stderr
+    for mine, other in zip(rows(workdir), rows(finished[0]), strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            if isinstance(value, float) and "accuracy" not in key and key != "mask_rate":
+                assert value == pytest.approx(other[key], rel=2e-3, abs=1e-4), key
+
+
+def test_a_finished_run_started_again_prints_its_table(finished):
+    workdir, first = finished
+    before = rows(workdir)
+    again = ferjax("main", *SMALL, f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    table = first.stdout[first.stdout.index("public_test, final") :]
+    assert table in again.stdout
+    assert rows(workdir) == before
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    args = [*SMALL, f"--workdir={workdir}", "--config.epochs=4", "--config.seed=5"]
+    done = ferjax("main", *args)
+    assert done.returncode == 2
+    assert "epochs: 3 -> 4; seed: 0 -> 5" in done.stderr
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_evaluate_needs_only_the_workdir_and_the_data(finished, tmp_path):
+    workdir, _ = finished
+    done = ferjax("evaluate", f"--workdir={workdir}", cwd=tmp_path, devices=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((workdir / "eval" / "public_test.json").read_text())
+    best = max(r["ema_accuracy"] for r in rows(workdir) if r["kind"] == "eval")
+    assert scores["accuracy"] == pytest.approx(best, abs=1e-9)
+    assert np.sum(scores["confusion"]) == scores["images"] == 70
+    wanted = {"accuracy_interval", "balanced_accuracy", "macro_f1", "nll", "ece", "per_class"}
+    assert wanted <= scores.keys()
+    done = ferjax("evaluate", f"--workdir={workdir}", "--split=private_test", "--checkpoint=latest")
+    assert done.returncode == 0, done.stderr
+    readings = (workdir / "eval" / "private_test_readings.jsonl").read_text().splitlines()
+    assert len(readings) == 1
+    assert json.loads(readings[0])["step"] == 24
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=nowhere.py"], "nowhere.py: no such file"),
+        (["--config=configs/quickstart.py", "--workdirr=x"], "workdirr"),
+        (["--config=configs/quickstart.py", "extra"], "unexpected argument 'extra'"),
+        (["--config=configs/quickstart.py", "--config.epoch=3"], "did you mean epochs"),
+        (["--config=configs/quickstart.py", "--config.epochs=x"], "epochs"),
+        (["--config=configs/quickstart.py", "--config.algorithm.name=fixmatsh"], "fixmatch"),
+        (["--config=configs/fixmatch.py:gpu"], "no variant 'gpu'"),
+        (["--config=configs/quickstart.py", "--config.data.labeled=5000"], "of 2800"),
+        (["--config=configs/quickstart.py", "--config.data.labeled=all"], "no unlabelled image"),
+        (["--config=configs/quickstart.py", "--config.batch_size=3"], "use 2 or 4"),
+        (["--config=configs/quickstart.py", "--workdir=/dev/null/x"], "can't be written"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_wrong_commands_get_one_line_and_status_2(args, message, tmp_path, data_dir):
+    if not any(a.startswith("--workdir") for a in args):
+        args = [*args, f"--workdir={tmp_path}/run"]
+    args = [a.replace("configs/", f"{ROOT}/configs/") for a in args]
+    done = ferjax("main", *args, cwd=tmp_path, devices=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [x for x in done.stderr.splitlines() if x.strip()]
+    assert lines[-1].startswith("ferjax: ")
+    assert message in lines[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_evaluate_errors(tmp_path, finished):
+    for args, message in (
+        ([], "--workdir is missing"),
+        ([f"--workdir={tmp_path}"], "a ferjax workdir"),
+        ([f"--workdir={finished[0]}", "--checkpoint=99"], "use best, latest or one of"),
+        ([f"--workdir={finished[0]}", "--split=test"], "use train, public_test, private_test"),
+    ):
+        done = ferjax("evaluate", *args)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_nan_stops_with_the_step_and_saves_nothing_after(tmp_path, data_dir):
+    workdir = tmp_path / "nan"
+    args = [*SMALL, f"--workdir={workdir}", "--config.optimizer.learning_rate=1e30"]
+    done = ferjax("main", *args)
+    assert done.returncode == 1
+    assert "is nan at step" in done.stderr or "is inf at step" in done.stderr
+    assert "lower config.optimizer.learning_rate" in done.stderr
+    assert not saved(workdir)
+
+
+def test_no_tensorflow_without_the_extra(tmp_path, data_dir):
+    """Everything runs while importing TensorFlow is impossible, as without [tensorboard]."""
+    code = f"""
+import sys
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+def without(name, path=None, target=None):
+    return None if name.split(".")[0] in ("tensorflow", "tensorboard") else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = without
+import runpy
+sys.argv = ["main", *{SMALL!r}, "--workdir={tmp_path}/run", "--config.epochs=1"]
+try:
+    runpy.run_module("ferjax.main", run_name="__main__")
+except SystemExit as status:
+    assert not status.code, status.code
+assert not [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "tensorboard")]
+print("no tensorflow")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("no tensorflow\n")
