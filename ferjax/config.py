@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util
 import json
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,8 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, FrozenConfigDict
+
+log = logging.getLogger("ferjax")
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
 
@@ -231,6 +234,13 @@ def run(main: Callable[[], int | None]) -> None:
     0: done; 2: what the user gave is wrong (one line on stderr, no traceback); 75: preempted after
     saving; 1: anything else.
     """
+
+    # ferjax's own lines; those of other libraries go nowhere unless a command adds a log file.
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(console)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
     def parse(argv: list[str]) -> list[str]:
         try:

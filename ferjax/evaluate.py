@@ -5,7 +5,6 @@ data. Each reading of private_test is noted in `<workdir>/eval/private_test_read
 """
 
 import json
-import logging
 import time
 from pathlib import Path
 
@@ -36,7 +35,6 @@ def main() -> int:
         raise UserError("--workdir is missing: give the directory of a run")
     if FLAGS.split not in SPLITS:
         raise UserError(f"--split={FLAGS.split}: use {', '.join(SPLITS)}")
-    logging.getLogger("ferjax").addHandler(logging.StreamHandler())
     workdir = Path(FLAGS.workdir)
     config = configs.load(workdir / "config.json")
     data = load_data(

@@ -15,7 +15,8 @@ from ml_collections import config_flags
 
 from ferjax import config as configs
 from ferjax.config import EXIT_FAILED, UserError
-from ferjax.engine.train import NotFiniteError, train
+from ferjax.engine.metrics import NotFiniteError
+from ferjax.engine.train import train
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -60,7 +61,7 @@ def config_name(path: str) -> str:
 
 
 def start_logs(workdir: Path) -> None:
-    """ferjax's lines to the console of process 0, everything to logs/process_<k>.log."""
+    """ferjax's lines to the console of process 0 and to logs/process_<k>.log of each."""
     process = jax.process_index()
     try:
         (workdir / "logs").mkdir(parents=True, exist_ok=True)
@@ -68,15 +69,10 @@ def start_logs(workdir: Path) -> None:
     except OSError as error:
         raise UserError(f"{workdir} can't be written: {error.strerror}") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(file)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for console in [*log.handlers] if process else []:
+        log.removeHandler(console)
     log.addHandler(file)
-    if process == 0:
-        console = logging.StreamHandler(sys.stdout)
-        console.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(console)
+    logging.getLogger().addHandler(file)  # other libraries' warnings
 
 
 def unused_gpu() -> str:

@@ -4,6 +4,7 @@ The records are read in bulk through TFDS's `as_data_source` and decoded with Op
 TensorFlow. A set that is not prepared yet is prepared first.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ferjax.config import UserError, find
 from ferjax.data.builder import ArrayBuilder, damaged, split_digest
+
+log = logging.getLogger("ferjax")
 
 _CHUNK = 512  # records read and decoded by a thread at a time
 
@@ -107,7 +109,7 @@ def load(
     """
     made = builder(name, source=source, data_dir=data_dir, **builder_kwargs)
     if not made.is_prepared():
-        logging.info("Preparing %s in %s", name, made.data_path)
+        log.info("preparing %s in %s", name, made.data_path)
     made.download_and_prepare()
     return read(made, splits, name)
 

@@ -8,6 +8,7 @@ grey level: `jpeg` (the default; the archive on GitHub, its files stored as they
 
 import hashlib
 import http.client
+import logging
 import os
 import shutil
 import tempfile
@@ -18,12 +19,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from tqdm import tqdm
 
 from ferjax.config import UserError
 from ferjax.data import sources
 from ferjax.data.builder import EMOTIONS, SIDE, ArrayBuilder, Face, data_folder
+
+log = logging.getLogger("ferjax")
 
 URL = (
     "https://github.com/parth1620/Facial-Expression-Dataset/archive/"
@@ -115,13 +117,13 @@ class Fer2013(ArrayBuilder):
     def collect(self) -> dict[str, list[Face]]:
         """Reads the source, or downloads it, and checks it against the published facts."""
         if self._source:
-            logging.info("Reading FER2013 from %s", self._source)
+            log.info("reading FER2013 from %s", self._source)
             return self._checked(sources.read(self._source), self._source)
         if self.builder_config.name == "csv":
             raise UserError(f"fer2013/csv cannot be downloaded: give the file with {sources.GIVE}")
         with tempfile.TemporaryDirectory(prefix="ferjax-") as folder:
             path = Path(folder) / "fer2013.zip"
-            logging.info("Downloading FER2013 from %s", self._url)
+            log.info("downloading FER2013 from %s", self._url)
             download(self._url, path)
             return self._checked(sources.read(os.fspath(path), self._url), self._url)
 

@@ -1,6 +1,6 @@
 """`python -m ferjax.data.prepare`: prepares a data set and prints what it holds."""
 
-from absl import flags, logging
+from absl import flags
 
 from ferjax.config import run
 from ferjax.data import arrays
@@ -26,7 +26,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Prepares the set where it is not prepared, reads all of it, and prints the class table."""
-    logging.set_verbosity(logging.INFO)
     given = flags.FLAGS
     made = arrays.builder(
         str(given["dataset"].value),

@@ -1,15 +1,20 @@
 """Training metrics: sums on the device, rows in metrics.jsonl, curves in TensorBoard."""
 
+import collections
 import json
 import logging
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import metrics as clu_metrics
+
+from ferjax.engine.parallel import host
 
 log = logging.getLogger("ferjax")
 
@@ -95,6 +100,80 @@ class Writer:
         """Flushes the events."""
         if self._events is not None:
             self._events.close()
+
+
+class NotFiniteError(Exception):
+    """The loss or the gradient is NaN or infinite."""
+
+
+class Recorder:
+    """Reads the metrics of calls some calls later, so that the device never waits for the host.
+
+    Args:
+      run: has `steps`, `per_epoch`, `config.log_every` and `batches`.
+      writer: gets a row every `log_every` steps.
+      content: of `to_json`, from the checkpoint that the run goes on from.
+      last_good: the newest saved step, for the message when training diverges.
+    """
+
+    def __init__(
+        self, run: Any, writer: Writer, content: Any, last_good: Callable[[], int | None]
+    ) -> None:
+        self.shown: dict[str, str] = {}
+        self._run, self._writer, self._last_good = run, writer, last_good
+        self._sums = Accumulator(content)
+        self._unread: collections.deque = collections.deque()
+        self._images_a_step = sum(b.size for b in run.batches.values())
+        self._started = self._row_at = time.monotonic()
+
+    def add(self, first: int, metrics: Any) -> None:
+        """Takes the metrics (sums [k], weights [k]) of the call that started at step `first`."""
+        self._unread.append((first, metrics))
+
+    def read(self, limit: int) -> None:
+        """Waits until at most `limit` calls are unread, and writes the rows that are full.
+
+        Raises:
+          NotFiniteError: names the step and the last good checkpoint.
+        """
+        while len(self._unread) > limit:
+            first, metrics = self._unread.popleft()
+            metrics = host(metrics)
+            for i in range(len(metrics["loss"][0])):
+                self._check(first + i, metrics["loss"][0][i], metrics["grad_norm"][0][i])
+                self._sums.add({name: (s[i], w[i]) for name, (s, w) in metrics.items()})
+                self._write(first + i + 1)
+
+    def restart_clock(self) -> None:
+        """Leaves out what was not training from images/s."""
+        self._row_at = time.monotonic()
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The sums of the row that is not full yet."""
+        return self._sums.to_json()
+
+    def _write(self, done: int) -> None:
+        if done % self._run.config.log_every and done != self._run.steps:
+            return
+        now = time.monotonic()
+        means = self._sums.take()
+        images = self._run.config.log_every * self._images_a_step
+        clock = {"seconds": now - self._started, "images_per_second": images / (now - self._row_at)}
+        self._row_at = now
+        epoch = done / self._run.per_epoch
+        self._writer.write({"kind": "train", "step": done, "epoch": epoch, **means, **clock})
+        kept = {name: means.get(name) for name in ("loss", "mask_rate")}
+        self.shown = {name: f"{value:.3f}" for name, value in kept.items() if value is not None}
+
+    def _check(self, step: int, loss: Any, grad_norm: Any) -> None:
+        for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+            if not math.isfinite(value):
+                last = self._last_good()
+                raise NotFiniteError(
+                    f"the {name} is {value} at step {step}; the last good checkpoint is "
+                    f"{f'step {last}' if last else 'none'}: lower config.optimizer.learning_rate, "
+                    "or clip with config.optimizer.clip_norm"
+                )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,177 @@
+"""What a config and a workdir become: data, batches, network, step and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from ferjax import config as configs
+from ferjax.augment import policies
+from ferjax.config import UserError
+from ferjax.data import arrays, batches, splits
+from ferjax.engine.evaluation import make_predict
+from ferjax.engine.optim import make_optimizer, make_schedule
+from ferjax.engine.parallel import Layout, host
+from ferjax.engine.state import TrainState, build, build_view, init_state
+from ferjax.engine.step import make_call, make_step
+
+SELECTION_SPLIT = "public_test"  # every choice is made on this split, never on private_test
+
+
+class Experiment:
+    """One run, ready to be trained.
+
+    Args:
+      config: finalized.
+      workdir: of this run alone; a run that was started there goes on.
+
+    Raises:
+      UserError: the config does not fit the devices, the data, or the run in the workdir. This
+        comes before anything is compiled.
+    """
+
+    def __init__(self, config: FrozenConfigDict, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        self.layout = Layout(config.parallel)
+        self.layout.check_batch(config.batch_size)
+        data = config.data
+        self.dataset = arrays.load(
+            data.name, source=data.source, data_dir=data.data_dir, splits=("train", SELECTION_SPLIT)
+        )
+        train = self.dataset.splits["train"]
+        self.subsets = splits.make(data, train.labels, train.rows)
+        self.algorithm, self.model = build(config, len(self.dataset.class_names))
+        for view in {*self.algorithm.labeled_views, *self.algorithm.unlabeled_views}:
+            if view.split(":")[0] not in config.views:
+                raise UserError(f"config.views.{view} is missing: {config.algorithm.name} needs it")
+        mu = self.algorithm.mu
+        if mu and not len(self.subsets.unlabeled):
+            raise UserError(
+                f"config.data.labeled={data.labeled} leaves no unlabelled image for "
+                f"{config.algorithm.name}: label fewer, or set config.data.unlabeled=all"
+            )
+        self.per_epoch = batches.steps_per_epoch(
+            len(self.subsets.labeled), len(self.subsets.unlabeled), config.batch_size, mu
+        )
+        self.steps = config.epochs * self.per_epoch
+        self._claim_workdir()
+
+        size = config.batch_size
+        self.batches = {
+            "labeled": batches.Batches(self.subsets.labeled, size, config.seed, "labeled")
+        }
+        if mu:
+            self.batches["unlabeled"] = batches.Batches(
+                self.subsets.unlabeled, mu * size, config.seed, "unlabeled"
+            )
+        schedule = make_schedule(config.optimizer, self.steps, self.per_epoch)
+        self.optimizer = make_optimizer(config.optimizer, schedule)
+        dtype = jnp.dtype(config.dtype)
+        views = {
+            name: build_view(config, policies.Policy(**configs.section(config.views, name)))
+            for name in config.views
+        }
+        self.step_function = make_step(
+            self.model,
+            self.algorithm,
+            self.optimizer,
+            schedule,
+            views,
+            steps=self.steps,
+            ema_decay=config.ema_decay,
+            dtype=dtype,
+        )
+        self.predict = make_predict(
+            self.model,
+            build_view(config, policies.NONE),
+            self.layout,
+            batch_size=config.evaluate.batch_size,
+            dtype=dtype,
+        )
+        self._calls: dict[int, Any] = {}
+
+    def _claim_workdir(self) -> None:
+        """Writes config.json and split.json, or checks that they are this run's.
+
+        Raises:
+          UserError: the workdir holds another run, or can't be written.
+        """
+        path = self.workdir / "config.json"
+        if path.exists():
+            old = configs.load(path)
+            if changed := configs.differences(old, self.config):
+                raise UserError(
+                    f"{self.workdir} holds a run with another config ({'; '.join(changed)}): "
+                    "give another --workdir, or the same config"
+                )
+            recorded = splits.digest_of(self.workdir / "split.json")
+            if recorded and recorded != self.subsets.digest:
+                raise UserError(
+                    f"{self.workdir}/split.json has other labelled images than this data gives: "
+                    "give the data that the run was started with, or another --workdir"
+                )
+        if self.layout.process:
+            return
+        train = self.dataset.splits["train"]
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            splits.save(
+                self.subsets,
+                self.workdir / "split.json",
+                train.labels,
+                train.rows,
+                self.dataset.digest,
+            )
+            configs.save(self.config, path)
+        except OSError as error:
+            raise UserError(f"{self.workdir} can't be written: {error.strerror}") from None
+
+    def init_state(self) -> TrainState:
+        """The state before step 0, as host arrays."""
+        images = self.dataset.splits["train"].images
+        size = self.config.data.image_size
+        height, width = (size, size) if size else images.shape[1:3]
+        state = init_state(
+            self.model,
+            self.algorithm,
+            self.optimizer,
+            seed=self.config.seed,
+            image_shape=(height, width, self.config.data.channels),
+            num_classes=len(self.dataset.class_names),
+            num_images=len(images),
+            dtype=jnp.promote_types(self.config.dtype, jnp.float32),
+        )
+        return host(state)
+
+    def device_data(self) -> Any:
+        """The training arrays, on every device."""
+        train = self.dataset.splits["train"]
+        targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[train.labels]
+        return self.layout.replicate({"images": train.images, "targets": targets})
+
+    def call(self, state: Any, first: int, end: int, data: Any) -> tuple[Any, Any]:
+        """Runs the steps first ... end - 1; the given state's memory is used up."""
+        count = end - first
+        if count not in self._calls:
+            self._calls[count] = self.layout.wrap(make_call(self.step_function, count), donate=True)
+        index = {
+            name: np.stack([b(s) for s in range(first, end)]) for name, b in self.batches.items()
+        }
+        return self._calls[count](state, self.layout.shard(index, axis=1), data)
+
+    def next_stop(self, step: int) -> int:
+        """Where the call that starts at `step` ends: a multiple of K, an epoch's end, a stop."""
+        on_accelerator = self.layout.platform != "cpu"
+        per_call = self.config.steps_per_call or (16 if on_accelerator else 1)
+        ends = [step - step % per_call + per_call, step - step % self.per_epoch + self.per_epoch]
+        if self.config.stop_after_steps > step:
+            ends.append(self.config.stop_after_steps)
+        return min(*ends, self.steps)
+
+    def evaluate(self, state: Any) -> dict[str, np.ndarray]:
+        """Logits of the EMA and of the raw weights on all of public_test."""
+        images = self.dataset.splits[SELECTION_SPLIT].images
+        raw = {"params": state.params, "batch_stats": state.batch_stats}
+        return {"ema": self.predict(state.ema, images), "raw": self.predict(raw, images)}
