@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     elif not variant:
         c.data.labeled = "30%"
         c.epochs = 120
-        c.model = {"name": "wide_resnet", "depth": 28, "width": 2}
+        c.model = {"name": "wide_resnet", "depth": 28, "width": 2, "bn_momentum": 0.99}
         c.dtype = "bfloat16"
         c.cpu_config = "configs/supervised.py:cpu"
     else:

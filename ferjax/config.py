@@ -1,4 +1,4 @@
-"""What the user gives: configs, their checks, and what happens when something is wrong.
+"""What the user gives: configs and their checks.
 
 A config file is a Python file with `get_config(variant="")` that starts from `base()`. The sections
 `algorithm`, `model` and `views.*` are open: each names a module or a preset, and may set any field
@@ -9,19 +9,15 @@ import difflib
 import importlib
 import importlib.util
 import json
-import logging
+import math
+import os
 import pkgutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict, FrozenConfigDict
-
-log = logging.getLogger("ferjax")
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
 
@@ -184,6 +180,30 @@ def finalize(config: ConfigDict | Mapping[str, Any]) -> FrozenConfigDict:
     return FrozenConfigDict(full)
 
 
+def switch_modules(given: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
+    """Lets the command line name another algorithm or model than the config file.
+
+    What the file set for its own module and the new one does not have is dropped; what the command
+    line set is kept, and refused by `finalize` if the new module has no such field.
+
+    Args:
+      given: the file's config with the command line's changes.
+      original: the file's config without them.
+    """
+    result = dict(given)
+    for kind, package in (("algorithm", "algorithms"), ("model", "models")):
+        before, after = original.get(kind, {}), given.get(kind, {})
+        if not isinstance(after, dict) or before.get("name") == after.get("name"):
+            continue
+        known = {"name", *field_defaults(find(package, str(after.get("name"))))}
+        result[kind] = {
+            key: value
+            for key, value in after.items()
+            if key in known or key not in before or before[key] != value
+        }
+    return result
+
+
 def field_defaults(cls: type) -> dict[str, Any]:
     """The settable fields of an `Algorithm` or `Model` dataclass with their defaults."""
     return {
@@ -200,7 +220,14 @@ def section(config: FrozenConfigDict, name: str) -> dict[str, Any]:
 
 def save(config: FrozenConfigDict, path: Path) -> None:
     """Writes a config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    write_json(path, config.to_dict(), indent=2)
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Writes a JSON file whole or not at all: a kill in between leaves the old one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+    os.replace(temporary, path)
 
 
 def load(path: Path) -> FrozenConfigDict:
@@ -226,48 +253,6 @@ def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
         if a.get(key) != b.get(key)
         and not any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
     ]
-
-
-def run(main: Callable[[], int | None]) -> None:
-    """Runs a command: parses the flags, calls `main`, and exits with the right status.
-
-    0: done; 2: what the user gave is wrong (one line on stderr, no traceback); 75: preempted after
-    saving; 1: anything else.
-    """
-
-    # ferjax's own lines; those of other libraries go nowhere unless a command adds a log file.
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(console)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-            if flags.FLAGS["verbosity"].using_default_value:
-                absl_logging.set_verbosity(absl_logging.WARNING)  # some libraries raise it
-        except UserError as error:
-            _exit_with(str(error))
-        except flags.Error as error:
-            _exit_with(" ".join(str(error).split()))
-        if len(rest) > 1:
-            _exit_with(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-        return rest
-
-    def guarded(_: list[str]) -> None:
-        try:
-            status = main()
-        except UserError as error:
-            _exit_with(str(error))
-        sys.exit(status or EXIT_OK)
-
-    app.run(guarded, flags_parser=parse)
-
-
-def _exit_with(message: str) -> None:
-    print(f"ferjax: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
 
 
 def _plain(config: Any) -> Any:
@@ -296,7 +281,13 @@ def _fill(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[s
             value = (value,)
         if isinstance(default, str) and isinstance(value, int | float):
             value = str(value)
-        if type(value) is not type(default):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}={value}: expected a finite number, such as {default!r}")
+        same = type(value) is type(default)
+        if same and isinstance(value, tuple) and default:
+            kinds = (int, float) if isinstance(default[0], float) else type(default[0])
+            same = all(isinstance(item, kinds) for item in value)
+        if not same:
             wanted = type(default).__name__
             raise UserError(f"{path}={value!r}: expected {wanted}, such as {default!r}")
         out[key] = value
@@ -326,8 +317,11 @@ def _check_ranges(c: dict[str, Any]) -> None:
     for key in not_negative:
         if flat[key] < 0:
             raise UserError(f"config.{key}={flat[key]}: it must not be negative")
-    if not 0 <= c["ema_decay"] < 1:
-        raise UserError(f"config.ema_decay={c['ema_decay']}: it must be in [0, 1)")
+    if c["seed"] >= 2**32:
+        raise UserError(f"config.seed={c['seed']}: it must be below 2^32")
+    for key in ("ema_decay", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"config.{key}={flat[key]}: it must be in [0, 1)")
     for key in ("mean", "std"):
         if len(c["data"][key]) not in (1, c["data"]["channels"]):
             raise UserError(

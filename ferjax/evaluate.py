@@ -12,7 +12,9 @@ from absl import flags
 
 from ferjax import config as configs
 from ferjax.analysis import scores
+from ferjax.command import run
 from ferjax.config import UserError
+from ferjax.data import splits
 from ferjax.load import load, load_data
 
 FLAGS = flags.FLAGS
@@ -43,23 +45,23 @@ def main() -> int:
         source=FLAGS["data.source"].value or "",
         data_dir=FLAGS["data.data_dir"].value or "",
     )
-    recorded = json.loads((workdir / "split.json").read_text()).get("data_digest")
+    recorded = splits.recorded(workdir / "split.json").get("data_digest")
     if recorded and recorded != data.digest:
         print(
             f"warning: this data ({data.digest[:12]}) is not what the run was trained on "
             f"({recorded[:12]}): the scores are of this data"
         )
-    run = load(
+    trained = load(
         workdir,
         num_classes=len(data.class_names),
         which=FLAGS.checkpoint,
         weights=FLAGS.weights,
     )
     split = data.splits[FLAGS.split]
-    summary = scores.summarize(run.logits(split.images), split.labels, data.class_names)
+    summary = scores.summarize(trained.logits(split.images), split.labels, data.class_names)
     record = {
         "split": FLAGS.split,
-        "step": run.step,
+        "step": trained.step,
         "checkpoint": FLAGS.checkpoint,
         "weights": FLAGS.weights,
         "data_digest": data.digest,
@@ -73,8 +75,8 @@ def main() -> int:
             note["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             file.write(json.dumps(note) + "\n")
     path = directory / f"{FLAGS.split}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{FLAGS.split}, step {run.step} ({FLAGS.checkpoint}), {FLAGS.weights} weights")
+    configs.write_json(path, record, indent=2)
+    print(f"{FLAGS.split}, step {trained.step} ({FLAGS.checkpoint}), {FLAGS.weights} weights")
     print(scores.table(summary))
     print(f"written to {path}")
     return configs.EXIT_OK
@@ -82,4 +84,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     define_flags()
-    configs.run(main)
+    run(main)

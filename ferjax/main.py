@@ -14,7 +14,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from ferjax import config as configs
+from ferjax.command import run
 from ferjax.config import EXIT_FAILED, UserError
+from ferjax.engine.checkpoint import DamagedError
 from ferjax.engine.metrics import NotFiniteError
 from ferjax.engine.train import train
 
@@ -36,7 +38,14 @@ def main() -> int:
         given = FLAGS.config.to_dict()
     except OSError:
         raise UserError(f"--config={path}: no such file") from None
-    config = configs.finalize({**given, "name": given["name"] or config_name(path)})
+    original = configs.from_file(*path.split(":", 1)).to_dict()
+    given = configs.switch_modules(given, original)
+    given["name"] = given.get("name") or config_name(path)
+    for key in ("source", "data_dir", "split_file"):
+        if value := given.get("data", {}).get(key):
+            # A later command may be started elsewhere.
+            given["data"][key] = os.path.abspath(os.path.expanduser(value))
+    config = configs.finalize(given)
     workdir = Path(FLAGS.workdir or Path("runs") / config.name)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -45,7 +54,7 @@ def main() -> int:
         log.warning(hint)
     try:
         return train(config, workdir)
-    except NotFiniteError as error:
+    except (NotFiniteError, DamagedError) as error:
         print(f"ferjax: {error}", file=sys.stderr)
         return EXIT_FAILED
 
@@ -86,4 +95,4 @@ def unused_gpu() -> str:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    run(main)

@@ -1,5 +1,6 @@
 """The commands as a user runs them: real subprocesses, real files, real kills."""
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from ferjax.engine import checkpoint
+from ferjax.engine.metrics import CLOCK_FIELDS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = "('conv 8 3 nobias', 'bn', 'relu', 'maxpool 4', 'gap', 'dropout 0.2')"
@@ -26,7 +28,6 @@ SMALL = [
     "--config.epochs=3",
     "--config.log_every=3",
 ]
-CLOCK = {"seconds", "images_per_second"}
 
 
 def environment(devices=1, **more):
@@ -47,7 +48,7 @@ def ferjax(command, *args, cwd=ROOT, timeout=300, **env):
 
 def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k not in CLOCK} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in CLOCK_FIELDS} for x in lines]
 
 
 def saved(workdir):
@@ -84,23 +85,26 @@ def test_training_writes_everything_and_says_so(finished):
 def test_killed_in_mid_epoch_and_resumed_is_bit_equal(finished, tmp_path):
     workdir = tmp_path / "killed"
     args = [*SMALL, f"--workdir={workdir}", "--config.checkpoint.every_minutes=0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ferjax.main", *args],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    # Step 13 is neither an epoch's end (8, 16) nor a row's (12, 15).
-    while not any(step >= 13 for step in saved(workdir)):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    last = max(saved(workdir))
-    assert last < 24, "killed too late to prove anything"
+
+    def signal_at(step, number):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ferjax.main", *args],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 240
+        while not any(done >= step for done in saved(workdir)):
+            assert process.poll() is None, "the run ended before the signal"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.wait()
+
+    assert signal_at(2, signal.SIGTERM) == 75
+    assert signal_at(10, signal.SIGKILL) == -signal.SIGKILL
+    assert max(saved(workdir)) % 8, "killed at an epoch's end, which proves too little"
     done = ferjax("main", *args)
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stdout
@@ -150,6 +154,48 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     assert done.returncode == 2
     assert "epochs: 3 -> 4; seed: 0 -> 5" in done.stderr
     assert (workdir / "config.json").read_text() == before
+
+
+def test_another_method_on_the_command_line(tmp_path, data_dir):
+    """What the file set for its own method does not stand in the way of another."""
+    workdir = tmp_path / "run"
+    args = [*SMALL, f"--workdir={workdir}", "--config.algorithm.name=supervised"]
+    bad = ferjax("main", *args, "--config.algorithm.threshold=0.5")
+    assert bad.returncode == 2
+    assert "config.algorithm.threshold is not a key" in bad.stderr
+    bad = ferjax("main", *args, "--config.algorithm.mu=0", "--config.model.preset=large")
+    assert bad.returncode == 2
+    assert "preset" in bad.stderr
+    # The workdir is not bound to what was refused.
+    good = ferjax("main", *args, "--config.algorithm.mu=0", "--config.epochs=1")
+    assert good.returncode == 0, good.stderr
+    assert json.loads((workdir / "config.json").read_text())["algorithm"]["name"] == "supervised"
+
+
+def test_two_trainers_in_one_workdir(tmp_path, data_dir):
+    with (tmp_path / "lock").open("w") as file:
+        file.write("process 1 on elsewhere")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = ferjax("main", *SMALL, f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "is being trained by process 1 on elsewhere" in done.stderr
+
+
+def test_resuming_with_other_data_is_refused(finished):
+    workdir, _ = finished
+    split = workdir / "split.json"
+    content = split.read_text()
+    split.write_text(json.dumps({**json.loads(content), "data_digest": "0" * 64}))
+    try:
+        done = ferjax("main", *SMALL, f"--workdir={workdir}")
+        assert done.returncode == 2
+        assert "other pixels or labels" in done.stderr
+        warned = ferjax("evaluate", f"--workdir={workdir}")
+        assert warned.returncode == 0, warned.stderr
+        assert "warning: this data" in warned.stdout
+    finally:
+        split.write_text(content)
 
 
 def test_evaluate_needs_only_the_workdir_and_the_data(finished, tmp_path):

@@ -101,7 +101,7 @@ class BaseAlgorithm:
         return {}
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Adds trainable parts; evaluation and export use the result's `backbone` if it has one."""
+        """Adds trainable parts to the network; the result must have the same call."""
         return model
 
     def loss(self, net: Net, batch: Batch, extra: Any, t: Time) -> tuple[jax.Array, Metrics, Any]:

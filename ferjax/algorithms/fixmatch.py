@@ -63,6 +63,16 @@ class Algorithm(BaseAlgorithm):
             raise UserError(f"config.algorithm.forward={self.forward}: use split or joint")
         if self.mu < 1:
             raise UserError(f"config.algorithm.mu={self.mu}: FixMatch needs mu of 1 or more")
+        for name, high in (
+            ("threshold", 1),
+            ("warmup", 1),
+            ("lambda_u", 1e6),
+            ("temperature", 1e6),
+        ):
+            if not 0 <= getattr(self, name) <= high:
+                raise UserError(
+                    f"config.algorithm.{name}={getattr(self, name)}: it must be in [0, {high:g}]"
+                )
 
     def loss(self, net: Net, batch: Batch, extra: Any, t: Time) -> tuple[jax.Array, Metrics, Any]:
         """See the module's docstring."""
@@ -70,7 +80,7 @@ class Algorithm(BaseAlgorithm):
         assert unlabeled is not None
         n, m = labeled.index.shape[0], unlabeled.index.shape[0]
         views = [labeled.views["weak"], unlabeled.views["strong"], unlabeled.views["weak"]]
-        keys = [labeled.key("model"), unlabeled.key("strong"), unlabeled.key("weak")]
+        keys = [labeled.key("model"), unlabeled.key("model/strong"), unlabeled.key("model/weak")]
         if self.forward == "joint":
             logits = net(jnp.concatenate(views), keys=jnp.concatenate(keys))
             logits, strong, weak = jnp.split(logits, (n, n + m))

@@ -19,6 +19,7 @@ from ferjax.algorithms.base import (
     mean_metric,
     weighted_mean,
 )
+from ferjax.config import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Algorithm(BaseAlgorithm):
     """
 
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mu:
+            raise UserError(f"config.algorithm.mu={self.mu}: supervised uses no unlabelled images")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"config.algorithm.label_smoothing={self.label_smoothing}: it must be in [0, 1)"
+            )
 
     def loss(self, net: Net, batch: Batch, extra: Any, t: Time) -> tuple[jax.Array, Metrics, Any]:
         """See the module's docstring."""

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from ferjax.config import run
+from ferjax.command import run
 from ferjax.data import arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ferjax.config import UserError
+from ferjax.config import UserError, write_json
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,21 @@ def save(
         "labeled_per_class": np.bincount(labels[subsets.labeled]).tolist(),
         "labeled_rows": rows[subsets.labeled].tolist(),
     }
-    path.write_text(json.dumps(content) + "\n")
+    write_json(path, content)
 
 
-def digest_of(path: Path) -> str:
-    """The digest in a split.json, or "" if there is no such file."""
-    return json.loads(path.read_text())["digest"] if path.exists() else ""
+def recorded(path: Path) -> dict[str, Any]:
+    """What a split.json says, {} if there is none.
+
+    Raises:
+      UserError: it is not a split.json.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError):
+        raise UserError(f"{path} is not what ferjax wrote: delete it or take it back") from None
 
 
 def _counts(labeled: str, available: np.ndarray) -> np.ndarray:

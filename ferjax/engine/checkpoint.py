@@ -7,6 +7,7 @@ because Orbax restores a flipped bit without a word.
 
 import json
 import logging
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             best_fn=lambda metrics: metrics["accuracy"],
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # of saves that a kill cut off
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -69,24 +71,6 @@ class Checkpoints:
             metrics=None if accuracy is None else {"accuracy": accuracy},
         )
 
-    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, or None if there is none.
-
-        Damaged ones (unreadable, or a leaf whose CRC differs) are named in a warning and removed,
-        so that their steps can be saved again.
-
-        Args:
-          like: a TrainState of the same shapes.
-        """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                tree, meta = read(self.directory / str(step))
-                return from_state_dict(like, tree), meta
-            except DamagedError as error:
-                log.warning("checkpoint %d is damaged and is left out: %s", step, error)
-                self._manager.delete(step)
-        return None
-
     def latest_step(self) -> int | None:
         """The newest step that is saved, None if there is none."""
         return self._manager.latest_step()
@@ -101,7 +85,52 @@ class Checkpoints:
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read, or not as it was written."""
+    """A checkpoint whose files are not those that were written."""
+
+
+def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, or None if nothing was saved.
+
+    Newer ones that are damaged are named in a warning and moved to `<workdir>/damaged`, so that
+    their steps can be saved again; nothing is deleted. Call it before `Checkpoints` is made.
+
+    Args:
+      workdir: of the run.
+      like: a TrainState of the same shapes.
+
+    Raises:
+      DamagedError: there are checkpoints, but none is whole.
+      UserError: the checkpoint is of another network than `like`.
+    """
+    damaged: list[Path] = []
+    for path in reversed(saved(workdir)):
+        try:
+            tree, meta = read(path)
+        except DamagedError as error:
+            log.warning("checkpoint %s is damaged and is left out: %s", path.name, error)
+            damaged.append(path)
+            continue
+        for old in damaged:
+            (workdir / "damaged").mkdir(exist_ok=True)
+            old.rename(workdir / "damaged" / f"{old.name}-{time.time_ns()}")
+        kept, found = to_state_dict(like), _shapes(tree)
+        if _shapes(kept) != found:
+            raise UserError(
+                f"{path} holds other arrays than this config's network has: was it saved by "
+                "another version of ferjax? Give another --workdir"
+            )
+        return from_state_dict(like, tree), meta
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise DamagedError(f"no checkpoint in {workdir} is whole (damaged: {names})")
+    return None
+
+
+def saved(workdir: Path) -> list[Path]:
+    """The finished checkpoints of a workdir, by step."""
+    directory = (workdir / "checkpoints").absolute()
+    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    return [directory / str(step) for step in sorted(steps)]
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -119,8 +148,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(path / "meta")
         crc = meta["crc"]
-    # Orbax and TensorStore raise errors of many kinds for a file that is missing or cut off.
-    except Exception as error:
+    # What Orbax and TensorStore raise for a file that is missing, cut off or changed. Other errors
+    # (no permission, a stale mount, no memory) say nothing about the checkpoint.
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: {' '.join(str(error).split())[:200]}") from error
     wrong = [name for name, value in checksums(tree).items() if crc.get(name) != value]
     if wrong or len(crc) != len(jax.tree.leaves(tree)):
@@ -136,24 +166,23 @@ def choose(workdir: Path, which: str) -> Path:
     Raises:
       UserError: there is none such; names those that there are.
     """
-    directory = (workdir / "checkpoints").absolute()
-    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
-    if not steps:
+    paths = {path.name: path for path in saved(workdir)}
+    if not paths:
         raise UserError(f"{workdir} holds no checkpoint: has a run been started there?")
     if which == "latest":
-        return directory / str(max(steps))
+        return list(paths.values())[-1]
     if which == "best":
-        scored = [(accuracy, s) for s in steps if (accuracy := _accuracy(directory / str(s)))]
+        scores = [(_accuracy(path), int(name)) for name, path in paths.items()]
+        scored = [(accuracy, step) for accuracy, step in scores if accuracy is not None]
         if not scored:
             raise UserError(
                 f"{workdir} has not been evaluated yet, so there is no best checkpoint: "
                 "use --checkpoint=latest"
             )
-        return directory / str(max(scored)[1])
-    if not which.isdigit() or int(which) not in steps:
-        there = ", ".join(str(s) for s in sorted(steps))
-        raise UserError(f"--checkpoint={which}: use best, latest or one of {there}")
-    return directory / which
+        return paths[str(max(scored)[1])]
+    if which not in paths:
+        raise UserError(f"--checkpoint={which}: use best, latest or one of {', '.join(paths)}")
+    return paths[which]
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -165,6 +194,14 @@ def checksums(tree: Any) -> dict[str, int]:
         seed = zlib.crc32(f"{array.dtype}{array.shape}".encode())
         result[jax.tree_util.keystr(path)] = zlib.crc32(array.tobytes(), seed)
     return result
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): f"{np.asarray(leaf).dtype}{np.shape(leaf)}"
+        for path, leaf in leaves
+    }
 
 
 def _accuracy(path: Path) -> float | None:

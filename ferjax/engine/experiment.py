@@ -1,5 +1,8 @@
 """What a config and a workdir become: data, batches, network, step and evaluation."""
 
+import fcntl
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from ferjax import config as configs
 from ferjax.augment import policies
 from ferjax.config import UserError
 from ferjax.data import arrays, batches, splits
+from ferjax.engine.checkpoint import saved
 from ferjax.engine.evaluation import make_predict
 from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, host
@@ -28,8 +32,8 @@ class Experiment:
       workdir: of this run alone; a run that was started there goes on.
 
     Raises:
-      UserError: the config does not fit the devices, the data, or the run in the workdir. This
-        comes before anything is compiled.
+      UserError: the config does not fit the devices or the data. This comes before anything is
+        compiled or written.
     """
 
     def __init__(self, config: FrozenConfigDict, workdir: Path) -> None:
@@ -56,8 +60,6 @@ class Experiment:
             len(self.subsets.labeled), len(self.subsets.unlabeled), config.batch_size, mu
         )
         self.steps = config.epochs * self.per_epoch
-        self._claim_workdir()
-
         size = config.batch_size
         self.batches = {
             "labeled": batches.Batches(self.subsets.labeled, size, config.seed, "labeled")
@@ -92,41 +94,59 @@ class Experiment:
         )
         self._calls: dict[int, Any] = {}
 
-    def _claim_workdir(self) -> None:
-        """Writes config.json and split.json, or checks that they are this run's.
+    def claim_workdir(self) -> None:
+        """Locks the workdir and writes config.json and split.json, or checks that they are ours.
+
+        To be called when nothing else can be wrong: a workdir is bound to its config only once it
+        holds a checkpoint.
 
         Raises:
-          UserError: the workdir holds another run, or can't be written.
+          UserError: another process trains there, it holds another run, or can't be written.
         """
-        path = self.workdir / "config.json"
-        if path.exists():
-            old = configs.load(path)
-            if changed := configs.differences(old, self.config):
+        path, split = self.workdir / "config.json", self.workdir / "split.json"
+        if saved(self.workdir):
+            if changed := configs.differences(configs.load(path), self.config):
                 raise UserError(
                     f"{self.workdir} holds a run with another config ({'; '.join(changed)}): "
                     "give another --workdir, or the same config"
                 )
-            recorded = splits.digest_of(self.workdir / "split.json")
-            if recorded and recorded != self.subsets.digest:
-                raise UserError(
-                    f"{self.workdir}/split.json has other labelled images than this data gives: "
-                    "give the data that the run was started with, or another --workdir"
-                )
+            recorded = splits.recorded(split)
+            for key, mine in (
+                ("digest", self.subsets.digest),
+                ("data_digest", self.dataset.digest),
+            ):
+                if recorded.get(key) != mine:
+                    what = "other labelled images" if key == "digest" else "other pixels or labels"
+                    raise UserError(
+                        f"{split} was written for {what}: give the data (and split_file) that the "
+                        "run was started with, or another --workdir"
+                    )
         if self.layout.process:
             return
         train = self.dataset.splits["train"]
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            splits.save(
-                self.subsets,
-                self.workdir / "split.json",
-                train.labels,
-                train.rows,
-                self.dataset.digest,
-            )
+            self._lock()
+            splits.save(self.subsets, split, train.labels, train.rows, self.dataset.digest)
             configs.save(self.config, path)
         except OSError as error:
             raise UserError(f"{self.workdir} can't be written: {error.strerror}") from None
+
+    def _lock(self) -> None:
+        """One trainer a workdir; the system drops the lock when its holder dies."""
+        self._lock_file = (self.workdir / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock_file.seek(0)
+            holder = self._lock_file.read().strip() or "another process"
+            raise UserError(
+                f"{self.workdir} is being trained by {holder}: wait for it, or give another "
+                "--workdir"
+            ) from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock_file.flush()
 
     def init_state(self) -> TrainState:
         """The state before step 0, as host arrays."""
@@ -162,10 +182,15 @@ class Experiment:
         return self._calls[count](state, self.layout.shard(index, axis=1), data)
 
     def next_stop(self, step: int) -> int:
-        """Where the call that starts at `step` ends: a multiple of K, an epoch's end, a stop."""
+        """Where the call that starts at `step` ends.
+
+        Calls start on multiples of K within an epoch and end with it, so that only two lengths
+        (K and what an epoch leaves over) are compiled, and a resumed run makes the same calls.
+        """
         on_accelerator = self.layout.platform != "cpu"
         per_call = self.config.steps_per_call or (16 if on_accelerator else 1)
-        ends = [step - step % per_call + per_call, step - step % self.per_epoch + self.per_epoch]
+        inside = step % self.per_epoch
+        ends = [step - inside % per_call + per_call, step - inside + self.per_epoch]
         if self.config.stop_after_steps > step:
             ends.append(self.config.stop_after_steps)
         return min(*ends, self.steps)

@@ -1,12 +1,13 @@
 """Training metrics: sums on the device, rows in metrics.jsonl, curves in TensorBoard."""
 
 import collections
+import contextlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ferjax.engine.parallel import host
 
 log = logging.getLogger("ferjax")
 
-# Fields of a row that depend on the clock; all others are functions of the config.
+# Fields of a row that depend on the clock; all others are functions of the config. images/s is
+# that of the steps alone; the first row of a start has its compilation in it.
 CLOCK_FIELDS = ("seconds", "images_per_second")
 
 
@@ -82,6 +84,8 @@ class Writer:
             self._events = metric_writers.SummaryWriter(str(workdir / "events"))
         except ImportError:
             log.debug("no TensorBoard events: the extra [tensorboard] is not installed")
+        except Exception as error:  # a broken TensorFlow must not stop a training
+            log.warning("no TensorBoard events: %s", error)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row; NaN and infinities become null, so that the file stays JSON."""
@@ -125,6 +129,7 @@ class Recorder:
         self._unread: collections.deque = collections.deque()
         self._images_a_step = sum(b.size for b in run.batches.values())
         self._started = self._row_at = time.monotonic()
+        self._row_steps, self._row_pause = 0, 0.0
 
     def add(self, first: int, metrics: Any) -> None:
         """Takes the metrics (sums [k], weights [k]) of the call that started at step `first`."""
@@ -142,11 +147,25 @@ class Recorder:
             for i in range(len(metrics["loss"][0])):
                 self._check(first + i, metrics["loss"][0][i], metrics["grad_norm"][0][i])
                 self._sums.add({name: (s[i], w[i]) for name, (s, w) in metrics.items()})
+                self._row_steps += 1
                 self._write(first + i + 1)
 
-    def restart_clock(self) -> None:
-        """Leaves out what was not training from images/s."""
-        self._row_at = time.monotonic()
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside (evaluation, saving) is left out of images/s."""
+        began = time.monotonic()
+        yield
+        self._row_pause += time.monotonic() - began
+
+    def check_state(self, state: Any) -> None:
+        """Refuses to save what has diverged although the loss was finite.
+
+        Raises:
+          NotFiniteError: a number of the state (host arrays) is NaN or infinite.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+                self._refuse(jax.tree_util.keystr(path), "not finite", int(state.step))
 
     def to_json(self) -> dict[str, list[float]]:
         """The sums of the row that is not full yet."""
@@ -157,9 +176,9 @@ class Recorder:
             return
         now = time.monotonic()
         means = self._sums.take()
-        images = self._run.config.log_every * self._images_a_step
-        clock = {"seconds": now - self._started, "images_per_second": images / (now - self._row_at)}
-        self._row_at = now
+        rate = self._row_steps * self._images_a_step / (now - self._row_at - self._row_pause)
+        clock = {"seconds": now - self._started, "images_per_second": rate}
+        self._row_at, self._row_steps, self._row_pause = now, 0, 0.0
         epoch = done / self._run.per_epoch
         self._writer.write({"kind": "train", "step": done, "epoch": epoch, **means, **clock})
         kept = {name: means.get(name) for name in ("loss", "mask_rate")}
@@ -168,12 +187,15 @@ class Recorder:
     def _check(self, step: int, loss: Any, grad_norm: Any) -> None:
         for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
             if not math.isfinite(value):
-                last = self._last_good()
-                raise NotFiniteError(
-                    f"the {name} is {value} at step {step}; the last good checkpoint is "
-                    f"{f'step {last}' if last else 'none'}: lower config.optimizer.learning_rate, "
-                    "or clip with config.optimizer.clip_norm"
-                )
+                self._refuse(f"the {name}", value, step)
+
+    def _refuse(self, what: str, value: Any, step: int) -> None:
+        last = self._last_good()
+        raise NotFiniteError(
+            f"{what} is {value} at step {step}; the last good checkpoint is "
+            f"{f'step {last}' if last else 'none'}: lower config.optimizer.learning_rate or clip "
+            "with config.optimizer.clip_norm, in another --workdir"
+        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

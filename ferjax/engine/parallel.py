@@ -107,10 +107,11 @@ class Layout:
                 f"use {' or '.join(near)}"
             )
 
-    def describe(self) -> str:
-        """One line: how many devices of what kind, in how many processes."""
-        kind = self.devices[0].device_kind
-        return f"{self.count} x {kind} ({self.platform}), {self.processes} process(es), {self.kind}"
+    def describe(self) -> list[str]:
+        """Lines: a head, then each device (of more than 16 the first and the last)."""
+        head = f"devices: {self.count} in {self.processes} process(es), driven by {self.kind}"
+        names = [f"  {d.id}: {d.device_kind} of process {d.process_index}" for d in self.devices]
+        return [head, *(names if len(names) <= 16 else [names[0], "  ...", names[-1]])]
 
 
 def host(tree: Any) -> Any:

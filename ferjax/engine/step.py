@@ -70,12 +70,15 @@ def make_step(
       dtype: of the views that the network gets.
     """
 
+    full = jnp.promote_types(dtype, jnp.float32)
+
     def part(name: str, wanted: tuple[str, ...], rows: jax.Array, key: Any, data: Any) -> Part:
         position = jax.lax.axis_index(AXIS) * rows.shape[0] + jnp.arange(rows.shape[0])
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
         images, target = data["images"][rows], data["targets"][rows]
-        bare = Part({}, target.astype(dtype), jnp.ones(rows.shape, dtype), rows, keys)
+        # Targets keep full precision: soft ones must still sum to 1.
+        bare = Part({}, target.astype(full), jnp.ones(rows.shape, full), rows, keys)
         made = {v: views[v.split(":")[0]](images, bare.key(v)).astype(dtype) for v in wanted}
         return bare.replace(views=made)
 

@@ -75,8 +75,11 @@ def test_a_written_split_is_taken_over(tmp_path):
     content = json.loads(path.read_text())
     assert content["labeled_rows"] == (first.labeled + 10).tolist()
     assert content["labeled_per_class"] == [5] * 7
-    assert splits.digest_of(path) == make("all", file=path).digest == first.digest
-    assert splits.digest_of(tmp_path / "none.json") == ""
+    assert splits.recorded(path)["digest"] == make("all", file=path).digest == first.digest
+    assert splits.recorded(tmp_path / "none.json") == {}
+    path.write_text("{")
+    with pytest.raises(UserError, match="not what ferjax wrote"):
+        splits.recorded(path)
 
 
 @pytest.mark.parametrize(

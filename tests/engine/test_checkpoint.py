@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, chosen, and refused."""
 
+import logging
+
 import flax.struct
 import jax
 import numpy as np
@@ -51,9 +53,7 @@ def test_latest_and_best_are_kept(tmp_path):
 
 def test_restored_state_is_equal(tmp_path):
     save_all(tmp_path, {4: 0.5})
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
-    state, meta = checkpoints.restore_latest(make_state(0))
-    checkpoints.close()
+    state, meta = checkpoint.restore_latest(tmp_path, make_state(0))
     assert isinstance(state, State)
     assert equal(state, make_state(4))
     assert state.params["kernel"].dtype == np.float32
@@ -62,9 +62,7 @@ def test_restored_state_is_equal(tmp_path):
 
 
 def test_nothing_saved(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
-    assert checkpoints.restore_latest(make_state(0)) is None
-    checkpoints.close()
+    assert checkpoint.restore_latest(tmp_path, make_state(0)) is None
     with pytest.raises(UserError, match="holds no checkpoint"):
         checkpoint.choose(tmp_path, "best")
 
@@ -86,7 +84,7 @@ def largest_file(path):
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])
-def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, caplog, monkeypatch, damage):
     save_all(tmp_path, {1: 0.1, 2: 0.2})
     path = tmp_path / "checkpoints" / "2"
     file = largest_file(path / "state")
@@ -98,17 +96,47 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, caplog, damage):
         file.unlink()
     with pytest.raises(DamagedError, match="checkpoints/2"):
         checkpoint.read(path.absolute())
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    monkeypatch.setattr(logging.getLogger("ferjax"), "propagate", True)
     with caplog.at_level("WARNING", logger="ferjax"):
-        state, _ = checkpoints.restore_latest(make_state(0))
+        state, _ = checkpoint.restore_latest(tmp_path, make_state(0))
     assert "checkpoint 2 is damaged" in caplog.text
     assert equal(state, make_state(1))
+    assert len(list((tmp_path / "damaged").glob("2-*"))) == 1  # moved, not deleted
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
     checkpoints.save(make_state(2), {"row": {}}, 0.3)  # its step can be saved again
     checkpoints.close()
     assert equal(
         checkpoint.read((tmp_path / "checkpoints" / "2").absolute())[0]["params"],
         make_state(2).params,
     )
+
+
+def test_no_whole_checkpoint_is_an_error_and_moves_nothing(tmp_path):
+    save_all(tmp_path, {1: 0.1, 2: 0.2})
+    for step in (1, 2):
+        flip_a_bit(largest_file(tmp_path / "checkpoints" / str(step) / "state"))
+    with pytest.raises(DamagedError, match=r"no checkpoint .* is whole \(damaged: 2, 1\)"):
+        checkpoint.restore_latest(tmp_path, make_state(0))
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_other_errors_are_not_taken_for_damage(tmp_path, monkeypatch):
+    save_all(tmp_path, {1: 0.1})
+
+    def stale(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "restore", stale)
+    with pytest.raises(OSError, match="Stale"):
+        checkpoint.restore_latest(tmp_path, make_state(0))
+    assert steps(tmp_path) == [1]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_all(tmp_path, {1: 0.1})
+    other = make_state(0).replace(params={"kernel": np.zeros((3, 3), np.float32)})
+    with pytest.raises(UserError, match="other arrays than this config's network"):
+        checkpoint.restore_latest(tmp_path, other)
 
 
 def test_reading_deletes_nothing(tmp_path):

@@ -1,11 +1,21 @@
 """Rows and sums that survive a restart."""
 
+import collections
 import json
+import types
+import typing
 
 import numpy as np
 import pytest
 
-from ferjax.engine.metrics import Accumulator, Writer, count_parameters, read_rows
+from ferjax.engine.metrics import (
+    Accumulator,
+    NotFiniteError,
+    Recorder,
+    Writer,
+    count_parameters,
+    read_rows,
+)
 
 
 def test_weighted_means_over_steps():
@@ -62,6 +72,70 @@ def test_not_a_number_stays_json(tmp_path):
 def test_other_processes_write_nothing(tmp_path):
     Writer(tmp_path, 0, active=False).write({"kind": "train", "step": 1})
     assert not list(tmp_path.iterdir())
+
+
+class FakeRun:
+    steps, per_epoch = 5, 2
+    config = types.SimpleNamespace(log_every=2)
+    batches: typing.ClassVar = {"labeled": types.SimpleNamespace(size=8)}
+
+
+def make_recorder(workdir):
+    writer = Writer(workdir, 0, active=True)
+    return Recorder(FakeRun, writer, {}, lambda: 3)
+
+
+def metrics(*losses, norm=1.0):
+    one = np.ones(len(losses))
+    return {"loss": (np.array(losses), one), "grad_norm": (np.full(len(losses), norm), one)}
+
+
+def test_recorder_writes_full_rows_and_the_last(tmp_path):
+    recorder = make_recorder(tmp_path)
+    recorder.add(0, metrics(1.0, 2.0, 3.0))
+    recorder.read(1)
+    assert read_rows(tmp_path / "metrics.jsonl") == []  # not read yet
+    recorder.read(0)
+    assert recorder.to_json()["loss"] == [3.0, 1.0]
+    recorder.add(3, metrics(5.0, 7.0))
+    recorder.read(0)
+    found = read_rows(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["loss"], r["epoch"]) for r in found] == [
+        (2, 1.5, 1),
+        (4, 4, 2),
+        (5, 7, 2.5),
+    ]
+
+
+def test_images_per_second_leaves_pauses_out(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("ferjax.engine.metrics.time.monotonic", lambda: clock[0])
+    recorder = make_recorder(tmp_path)
+    clock[0] += 1  # one second a step
+    recorder.add(0, metrics(1.0))
+    recorder.read(0)
+    with recorder.pause():
+        clock[0] += 50
+    clock[0] += 1
+    recorder.add(1, metrics(1.0))
+    recorder.read(0)
+    assert read_rows(tmp_path / "metrics.jsonl")[0]["images_per_second"] == 8.0
+
+
+@pytest.mark.parametrize("bad", [metrics(1.0, float("nan")), metrics(1.0, 1.0, norm=float("inf"))])
+def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, bad):
+    recorder = make_recorder(tmp_path)
+    recorder.add(3, bad)
+    with pytest.raises(NotFiniteError, match=r"at step [34]; the last good checkpoint is step 3"):
+        recorder.read(0)
+
+
+def test_a_diverged_state_is_not_saved(tmp_path):
+    recorder = make_recorder(tmp_path)
+    State = collections.namedtuple("State", "step params")
+    recorder.check_state(State(np.asarray(4), {"w": np.ones(3)}))
+    with pytest.raises(NotFiniteError, match=r"'w'.* is not finite at step 4"):
+        recorder.check_state(State(np.asarray(4), {"w": np.array([1.0, np.inf])}))
 
 
 def test_tensorboard_events_are_read_back(tmp_path):

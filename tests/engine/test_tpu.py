@@ -25,6 +25,7 @@ from ferjax.engine.step import make_call
 devices = topologies.get_topology_desc("v5e:4x4", "tpu").devices
 small = harness.Small(harness.make_config(
     dtype="bfloat16", batch_size=32,
+    views={"weak": {"policy": "weak"}, "strong": {"policy": "strong"}},
     model={"name": "cnn", "layers": ("conv 8 3 nobias", "bn", "relu", "maxpool 4", "gap")},
 ))
 layout = Layout("shard_map", devices)
