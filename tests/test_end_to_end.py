@@ -163,11 +163,11 @@ def test_another_method_on_the_command_line(tmp_path, data_dir):
     bad = ferjax("main", *args, "--config.algorithm.threshold=0.5")
     assert bad.returncode == 2
     assert "config.algorithm.threshold is not a key" in bad.stderr
-    bad = ferjax("main", *args, "--config.algorithm.mu=0", "--config.model.preset=large")
+    bad = ferjax("main", *args, "--config.model.layers=('conv 8 3', 'gup')")
     assert bad.returncode == 2
-    assert "preset" in bad.stderr
+    assert "unknown word 'gup'" in bad.stderr
     # The workdir is not bound to what was refused.
-    good = ferjax("main", *args, "--config.algorithm.mu=0", "--config.epochs=1")
+    good = ferjax("main", *args, "--config.epochs=1")
     assert good.returncode == 0, good.stderr
     assert json.loads((workdir / "config.json").read_text())["algorithm"]["name"] == "supervised"
 

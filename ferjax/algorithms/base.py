@@ -85,13 +85,13 @@ class BaseAlgorithm:
     """What every method may override; fields are hyperparameters with published defaults.
 
     Attributes:
-      mu: unlabelled images a step for each labelled one; 0 for none.
+      mu: unlabelled images a step for each labelled one; 0 for none. A field where it is not 0.
       labeled_views: the views of labelled images; a name is a key of `config.views`, and
         "weak:2" is a second, independent draw of the view "weak".
       unlabeled_views: the same for unlabelled images.
     """
 
-    mu: int = 0
+    mu = 0  # not a field here: a method without unlabelled images has no such key
     labeled_views: ClassVar[tuple[str, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[str, ...]] = ()
 

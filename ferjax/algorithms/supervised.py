@@ -33,8 +33,6 @@ class Algorithm(BaseAlgorithm):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mu:
-            raise UserError(f"config.algorithm.mu={self.mu}: supervised uses no unlabelled images")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(
                 f"config.algorithm.label_smoothing={self.label_smoothing}: it must be in [0, 1)"
