@@ -9,14 +9,14 @@ from ferjax.config import base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """70 labels (10 a class), everything else unlabelled."""
+    """280 labels (40 a class), 2,520 unlabelled images."""
     del variant
     c = base()
     c.data.name = "synthetic_faces"
-    c.data.labeled = "10/class"
+    c.data.labeled = "40/class"
     c.epochs = 8
     c.batch_size = 32
-    c.algorithm = {"name": "fixmatch", "mu": 4, "threshold": 0.9}
+    c.algorithm = {"name": "fixmatch", "mu": 3, "threshold": 0.8}
     c.model = {"name": "cnn", "preset": "small"}
     c.optimizer.learning_rate = 0.05
     c.ema_decay = 0.99

@@ -7,7 +7,7 @@ import pytest
 
 from ferjax import config as configs
 from ferjax.config import UserError
-from ferjax.main import config_name
+from ferjax.main import config_name, unused_gpu
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -133,3 +133,23 @@ def test_workdir_names():
 def test_json_is_plain(tmp_path):
     configs.save(configs.finalize(configs.base()), tmp_path / "c.json")
     assert json.loads((tmp_path / "c.json").read_text())["data"]["mean"] == [0.5077]
+
+
+def test_an_nvidia_gpu_that_is_not_used_gets_a_line(monkeypatch):
+    assert unused_gpu() == ""  # the suite sets JAX_PLATFORMS=cpu: that is a choice
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr("ferjax.main.os.path.exists", lambda path: "nvidia" in str(path))
+    assert "pip install '.[cuda]'" in unused_gpu()
+    monkeypatch.setattr("ferjax.main.os.path.exists", lambda path: False)
+    assert unused_gpu() == ""
+
+
+def test_switching_modules_keeps_what_was_asked_for():
+    file = {"algorithm": {"name": "fixmatch", "mu": 4, "threshold": 0.9}, "model": {"name": "cnn"}}
+    given = {**file, "algorithm": {"name": "supervised", "mu": 4, "threshold": 0.5}}
+    # mu and the file's threshold go; a threshold that the command line gave stays, to be refused.
+    assert configs.switch_modules(given, file)["algorithm"] == {
+        "name": "supervised",
+        "threshold": 0.5,
+    }
+    assert configs.switch_modules(file, file) == file

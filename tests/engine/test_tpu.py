@@ -45,10 +45,20 @@ compiled = call.lower(
 ).compile()
 text = compiled.as_text()
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-names = re.findall(rf" ({kinds})(?:-start)?\\(", text)
+lines = re.findall(rf"= (.*) ({kinds})(?:-start)?\\(", text)
+names = [name for _, name in lines]
+
+def elements(shapes):  # of "(f32[8,3]{0,1}, f32[])" and the like
+    sizes = re.findall(r"[a-z]+[0-9]+\\[([0-9,]*)\\]", shapes)
+    return sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in sizes)
+
+state = small.init()
 print(json.dumps({
     "devices": len(devices),
     "collectives": {n: names.count(n) for n in set(names)},
+    "reduced": sorted(elements(shapes) for shapes, _ in lines),
+    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    "statistics": sum(x.size for x in jax.tree.leaves(state.batch_stats)),
     "flops": compiled.cost_analysis()["flops"],
     "bytes": compiled.memory_analysis().temp_size_in_bytes,
     "gathers": [l for l in text.splitlines() if re.search(r"= \\S+ gather\\(", l)],
@@ -76,8 +86,12 @@ def test_step_compiles_for_a_tpu_and_only_reduces():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 16
     assert found["flops"] > 0
-    # Gradients, BatchNorm statistics (forward and backward) and metrics; nothing is exchanged.
     assert set(found["collectives"]) == {"all-reduce"}
+    # All that is reduced: the gradients; BatchNorm's moments of the weak forward, of the other
+    # forward and of its gradient (XLA may merge them); the metrics' sums. An activation would not
+    # go unseen: the smallest of a device has 4 x 16 x 16 x 8 numbers.
+    least = found["parameters"] + 3 * found["statistics"]
+    assert least <= sum(found["reduced"]) <= least + 32
     # Rows of images and of targets, for both parts of a batch; warps and lookups are products.
     assert len(found["gathers"]) == 4
     assert all("gather(" in line and "slice_sizes={1," in line for line in found["gathers"])
