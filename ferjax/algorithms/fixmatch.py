@@ -13,6 +13,12 @@ without gradient, then labelled and strong views together: 31 instead of 45 unit
 labelled image at mu = 7. Both forwards of `split` normalise by their own batch and both update the
 running statistics: else these would see unlabelled images only strongly distorted.
 
+`apart` costs the same as `split` and runs labelled, weak and strong views through a forward each;
+the running statistics come from the labelled and the weak ones, as images look in evaluation. In
+`split` the labelled images are normalised among strong views and the weak ones are not, so early
+in training pseudo-labels are worse than the network is: 36 % right where evaluation mode gave 45 %
+(BUILD_NOTES.md). Without BatchNorm all three are the same function.
+
 Not in the reference code, off by default: `warmup`, the share of training over which lambda rises
 linearly from 0 (a short schedule starts with no pseudo-label worth having).
 """
@@ -47,7 +53,7 @@ class Algorithm(BaseAlgorithm):
       lambda_u: weight of the unlabelled loss.
       temperature: 0 for hard pseudo-labels, else T of sharpened ones.
       warmup: share of training over which lambda_u rises from 0, in [0, 1].
-      forward: "split" or "joint".
+      forward: "joint", "split" or "apart".
     """
 
     mu: int = 7
@@ -59,8 +65,8 @@ class Algorithm(BaseAlgorithm):
     unlabeled_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
 
     def __post_init__(self) -> None:
-        if self.forward not in ("split", "joint"):
-            raise UserError(f"config.algorithm.forward={self.forward}: use split or joint")
+        if self.forward not in ("joint", "split", "apart"):
+            raise UserError(f"config.algorithm.forward={self.forward}: use joint, split or apart")
         if self.mu < 1:
             raise UserError(f"config.algorithm.mu={self.mu}: FixMatch needs mu of 1 or more")
         for name, high in (
@@ -84,10 +90,14 @@ class Algorithm(BaseAlgorithm):
         if self.forward == "joint":
             logits = net(jnp.concatenate(views), keys=jnp.concatenate(keys))
             logits, strong, weak = jnp.split(logits, (n, n + m))
-        else:
+        elif self.forward == "split":
             weak = net(views[2], keys=keys[2])
             logits = net(jnp.concatenate(views[:2]), keys=jnp.concatenate(keys[:2]))
             logits, strong = jnp.split(logits, (n,))
+        else:
+            weak = net(views[2], keys=keys[2])
+            strong = net(views[1], keys=keys[1], update=False)
+            logits = net(views[0], keys=keys[0])
 
         target, mask = pseudo_labels(weak, self.threshold, self.temperature)
         ramp = jnp.minimum(t.progress / self.warmup, 1.0) if self.warmup else 1.0

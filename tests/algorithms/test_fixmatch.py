@@ -63,7 +63,7 @@ def expected_fixmatch(a, tau, weight, temperature):
     return supervised_loss + weight * (mask * each).sum() / len(mask), mask, q
 
 
-@pytest.mark.parametrize("forward", ["joint", "split"])
+@pytest.mark.parametrize("forward", ["joint", "split", "apart"])
 @pytest.mark.parametrize(
     ("tau", "weight", "temperature"), [(0.7, 1, 0), (0.9, 2.5, 0), (0.5, 1, 0.4)]
 )
@@ -139,18 +139,25 @@ def test_joint_equals_split_without_batch_statistics():
             method = fixmatch.Algorithm(mu=3, threshold=0.15, forward=forward)
             return method.loss(net, batch, {}, Time(0, 0.0))[0]
 
-        results = [jax.value_and_grad(loss)(state.params, f) for f in ("joint", "split")]
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-12)
-    for a, b in zip(*(jax.tree.leaves(r[1]) for r in results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+        forms = ("joint", "split", "apart")
+        results = [jax.value_and_grad(loss)(state.params, f) for f in forms]
+    for other in results[1:]:
+        np.testing.assert_allclose(other[0], results[0][0], rtol=1e-12)
+        for a, b in zip(*(jax.tree.leaves(r[1]) for r in (results[0], other)), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-13)
 
 
-def test_split_runs_the_weak_views_apart(batch):
+def test_which_views_are_normalised_together(batch):
     batch, _ = batch
-    for forward, rows in (("joint", [N + 2 * N * MU]), ("split", [N * MU, N + N * MU])):
+    m = N * MU
+    for forward, rows in (("joint", [N + 2 * m]), ("split", [m, N + m]), ("apart", [m, m, N])):
         net = LinearNet()
         fixmatch.Algorithm(mu=MU, forward=forward).loss(net, batch, {}, Time(0, 0.0))
         assert [call[0] for call in net.calls] == rows
+        # Strong views alone must not enter the running statistics.
+        assert [call[3] for call in net.calls] == (
+            [True, False, True] if rows[2:] else [True] * len(rows)
+        )
         assert all(call[0] == call[1] for call in net.calls)  # a key for each row
 
 
@@ -168,7 +175,7 @@ def test_supervised_loss(batch):
 
 
 def test_bad_hyperparameters():
-    with pytest.raises(UserError, match="forward=both: use split or joint"):
+    with pytest.raises(UserError, match="forward=both: use joint, split or apart"):
         fixmatch.Algorithm(forward="both")
     with pytest.raises(UserError, match="mu=0"):
         fixmatch.Algorithm(mu=0)
