@@ -1,6 +1,8 @@
-"""FixMatch on the embedded synthetic faces with a small CNN: a first run in two minutes.
+"""FixMatch on the embedded synthetic faces with a small CNN: a first run in minutes.
 
 python -m ferjax.main --config=configs/quickstart.py
+
+Result: @@QUICK@@
 """
 
 from ml_collections import ConfigDict
