@@ -2,8 +2,8 @@
 
 python -m ferjax.main --config=configs/quickstart.py
 
-Result, seed 0: 87.7 % on public_test (final EMA) in 1 min 52 s with data preparation and compilation,
-on two cores of an AMD EPYC (Zen 3).
+Result, seed 0: 87.7 % on public_test (final EMA) in 1 min 52 s with data preparation and
+compilation, on two cores of an AMD EPYC (Zen 3).
 """
 
 from ml_collections import ConfigDict
