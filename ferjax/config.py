@@ -6,6 +6,7 @@ of it. `finalize` fills in the fields that were not set, checks every key and ty
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ FREE_KEYS = (
     "cpu_config",
     "next_command",
     "checkpoint",
+    "profile",
     "evaluate.batch_size",
 )
 
@@ -98,6 +101,9 @@ def base() -> ConfigDict:
             "checkpoint": {"every_minutes": 5.0, "keep": 2},
             "log_every": 20,  # steps a row of metrics.jsonl
             "parallel": "pmap",  # pmap | shard_map
+            "deterministic": False,  # the same bits in every run on a GPU, at some cost in speed
+            "microbatches": 1,  # parts that a device's batch is worked off in, for less memory
+            "profile": "",  # START:STEPS: a profiler trace of these steps in <workdir>/profile
             "steps_per_call": 0,  # 0: 16 on a GPU or TPU, 1 on a CPU
             "stop_after_steps": 0,  # save and exit with 75 at this step; 0: never
             "stop_after_minutes": 0.0,  # the same by the clock of this start; 0: never
@@ -255,6 +261,16 @@ def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
     ]
 
 
+def code_version() -> str:
+    """The versions of JAX, Flax and Optax, and a digest of ferjax's own files."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    libraries = (f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
+    return f"ferjax {digest.hexdigest()[:16]}, {', '.join(libraries)}"
+
+
 def _plain(config: Any) -> Any:
     if isinstance(config, ConfigDict):
         config = config.to_dict()
@@ -307,7 +323,12 @@ def _check_ranges(c: dict[str, Any]) -> None:
         if flat[key] not in allowed:
             raise UserError(f"config.{key}={flat[key]}: {_nearest(flat[key], allowed)}")
     positive = ["epochs", "batch_size", "log_every", "data.channels", "checkpoint.keep"]
-    positive += ["evaluate.every_epochs", "evaluate.batch_size", "optimizer.learning_rate"]
+    positive += [
+        "microbatches",
+        "evaluate.every_epochs",
+        "evaluate.batch_size",
+        "optimizer.learning_rate",
+    ]
     for key in positive:
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]}: it must be greater than 0")

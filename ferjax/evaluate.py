@@ -5,12 +5,15 @@ data. Each reading of private_test is noted in `<workdir>/eval/private_test_read
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from ferjax import config as configs
+from ferjax import runtime
 from ferjax.analysis import scores
 from ferjax.command import run
 from ferjax.config import UserError
@@ -18,6 +21,7 @@ from ferjax.data import splits
 from ferjax.load import load, load_data
 
 FLAGS = flags.FLAGS
+log = logging.getLogger("ferjax")
 SPLITS = ("train", "public_test", "private_test")
 
 
@@ -29,6 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_string("weights", "ema", "ema or raw.")
     flags.DEFINE_string("data.source", "", "Replaces the path that the run recorded.")
     flags.DEFINE_string("data.data_dir", "", "Where prepared data is, if not as recorded.")
+    runtime.define_flags()
 
 
 def main() -> int:
@@ -39,6 +44,7 @@ def main() -> int:
         raise UserError(f"--split={FLAGS.split}: use {', '.join(SPLITS)}")
     workdir = Path(FLAGS.workdir)
     config = configs.load(workdir / "config.json")
+    runtime.start(deterministic=config.deterministic, float64=config.dtype == "float64")
     data = load_data(
         config,
         (FLAGS.split,),
@@ -47,9 +53,10 @@ def main() -> int:
     )
     recorded = splits.recorded(workdir / "split.json").get("data_digest")
     if recorded and recorded != data.digest:
-        print(
-            f"warning: this data ({data.digest[:12]}) is not what the run was trained on "
-            f"({recorded[:12]}): the scores are of this data"
+        log.warning(
+            "warning: this data (%s) is not what the run was trained on (%s): the scores are of "
+            "this data",
+            *(data.digest[:12], recorded[:12]),
         )
     trained = load(
         workdir,
@@ -67,6 +74,8 @@ def main() -> int:
         "data_digest": data.digest,
         **summary,
     }
+    if jax.process_index():
+        return configs.EXIT_OK
     directory = workdir / "eval"
     directory.mkdir(exist_ok=True)
     if FLAGS.split == "private_test":
@@ -76,9 +85,11 @@ def main() -> int:
             file.write(json.dumps(note) + "\n")
     path = directory / f"{FLAGS.split}.json"
     configs.write_json(path, record, indent=2)
-    print(f"{FLAGS.split}, step {trained.step} ({FLAGS.checkpoint}), {FLAGS.weights} weights")
-    print(scores.table(summary))
-    print(f"written to {path}")
+    log.info(
+        "%s, step %d (%s), %s weights\n%s\nwritten to %s",
+        *(FLAGS.split, trained.step, FLAGS.checkpoint, FLAGS.weights),
+        *(scores.table(summary), path),
+    )
     return configs.EXIT_OK
 
 

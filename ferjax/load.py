@@ -56,7 +56,7 @@ def load(workdir: Path, *, num_classes: int, which: str = "best", weights: str =
     except checkpoint.DamagedError as error:
         raise UserError(f"{error}: use another --checkpoint") from None
     if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_enable_x64", True)  # for callers that are not commands
     source: dict[str, Any] = tree["ema"] if weights == "ema" else tree
     variables = {name: source[name] for name in ("params", "batch_stats")}
     layout = Layout(config.parallel)

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ferjax import config as configs
+from ferjax import runtime
 from ferjax.command import run
 from ferjax.config import EXIT_FAILED, UserError
 from ferjax.engine.checkpoint import DamagedError
@@ -25,6 +26,7 @@ config_flags.DEFINE_config_file(
     "config", help_string="The experiment.", lock_config=False, accept_new_attributes=True
 )
 flags.DEFINE_string("workdir", "", "Where the run is written; runs/<the config's name> if empty.")
+runtime.define_flags()
 
 log = logging.getLogger("ferjax")
 
@@ -47,8 +49,7 @@ def main() -> int:
             given["data"][key] = os.path.abspath(os.path.expanduser(value))
     config = configs.finalize(given)
     workdir = Path(FLAGS.workdir or Path("runs") / config.name)
-    if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+    runtime.start(deterministic=config.deterministic, float64=config.dtype == "float64")
     start_logs(workdir)
     if hint := unused_gpu():
         log.warning(hint)
@@ -78,8 +79,6 @@ def start_logs(workdir: Path) -> None:
     except OSError as error:
         raise UserError(f"{workdir} can't be written: {error.strerror}") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for console in [*log.handlers] if process else []:
-        log.removeHandler(console)
     log.addHandler(file)
     logging.getLogger().addHandler(file)  # other libraries' warnings
 

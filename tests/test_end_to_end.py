@@ -121,6 +121,45 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal(finished, tmp_path):
     assert sums[0] == sums[1]  # parameters, EMA, statistics, optimizer
 
 
+def test_a_signal_during_evaluation_saves_and_is_made_up_for(finished, tmp_path):
+    workdir = tmp_path / "interrupted"
+    code = f"""
+import os, runpy, signal, sys
+from ferjax.engine.experiment import Experiment
+evaluate = Experiment.evaluate
+def disturbed(self, state, stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(self, state, stop)
+Experiment.evaluate = disturbed
+sys.argv = ["main", *{SMALL!r}, "--workdir={workdir}"]
+runpy.run_module("ferjax.main", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 75, done.stderr
+    assert "stopped at step 32 of 64" in done.stdout
+    assert saved(workdir) == {32}
+    assert not [r for r in rows(workdir) if r["kind"] == "eval"]
+    again = ferjax("main", *SMALL, f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert sorted(map(str, rows(workdir))) == sorted(map(str, rows(finished[0])))
+    meta = checkpoint.read(workdir / "checkpoints" / "32")[1] if 32 in saved(workdir) else None
+    assert meta is None or meta["accuracy"] is not None
+
+
+def test_a_profile_of_some_steps(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    args = [*SMALL, f"--workdir={workdir}", "--config.stop_after_steps=6"]
+    done = ferjax("main", *args, "--config.profile=2:3")
+    assert done.returncode == 75, done.stderr
+    assert "profile written to" in done.stdout
+    assert list(workdir.glob("profile/**/*.xplane.pb"))
+    wrong = ferjax("main", *args, "--config.profile=2")
+    assert wrong.returncode == 2
+    assert "it is START:STEPS" in wrong.stderr
+
+
 def test_stopping_early_saves_and_exits_with_75(finished, tmp_path):
     workdir = tmp_path / "stopped"
     args = [*SMALL, f"--workdir={workdir}"]
@@ -176,7 +215,7 @@ def test_another_method_on_the_command_line(tmp_path, data_dir):
 
 def test_two_trainers_in_one_workdir(tmp_path, data_dir):
     with (tmp_path / "lock").open("w") as file:
-        file.write("process 1 on elsewhere")
+        file.write(json.dumps({"host": "elsewhere", "process": 1}))
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         done = ferjax("main", *SMALL, f"--workdir={tmp_path}")

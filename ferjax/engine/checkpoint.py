@@ -19,6 +19,7 @@ from flax.serialization import from_state_dict, to_state_dict
 from orbax.checkpoint import checkpoint_managers
 
 from ferjax.config import UserError
+from ferjax.engine import processes
 
 log = logging.getLogger("ferjax")
 
@@ -60,7 +61,8 @@ class Checkpoints:
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            # It was saved before it was scored. A kill in between loses it, not the one before.
+            self._manager.delete(step)
         tree = to_state_dict(state)
         self._manager.save(
             step,
@@ -91,8 +93,9 @@ class DamagedError(Exception):
 def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None if nothing was saved.
 
-    Newer ones that are damaged are named in a warning and moved to `<workdir>/damaged`, so that
-    their steps can be saved again; nothing is deleted. Call it before `Checkpoints` is made.
+    Process 0 chooses, the others read what it chose. Newer ones that are damaged are named in a
+    warning and moved to `<workdir>/damaged`, so that their steps can be saved again; nothing is
+    deleted. Call it before `Checkpoints` is made.
 
     Args:
       workdir: of the run.
@@ -102,28 +105,36 @@ def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
       DamagedError: there are checkpoints, but none is whole.
       UserError: the checkpoint is of another network than `like`.
     """
-    damaged: list[Path] = []
-    for path in reversed(saved(workdir)):
-        try:
-            tree, meta = read(path)
-        except DamagedError as error:
-            log.warning("checkpoint %s is damaged and is left out: %s", path.name, error)
-            damaged.append(path)
-            continue
-        for old in damaged:
-            (workdir / "damaged").mkdir(exist_ok=True)
-            old.rename(workdir / "damaged" / f"{old.name}-{time.time_ns()}")
-        kept, found = to_state_dict(like), _shapes(tree)
-        if _shapes(kept) != found:
-            raise UserError(
-                f"{path} holds other arrays than this config's network has: was it saved by "
-                "another version of ferjax? Give another --workdir"
-            )
-        return from_state_dict(like, tree), meta
-    if damaged:
-        names = ", ".join(path.name for path in damaged)
-        raise DamagedError(f"no checkpoint in {workdir} is whole (damaged: {names})")
-    return None
+    found: list[tuple[Any, dict[str, Any]]] = []
+
+    def choose_whole() -> str | None:
+        damaged: list[Path] = []
+        for path in reversed(saved(workdir)):
+            try:
+                found.append(read(path))
+            except DamagedError as error:
+                log.warning("checkpoint %s is damaged and is left out: %s", path.name, error)
+                damaged.append(path)
+                continue
+            for old in damaged:
+                (workdir / "damaged").mkdir(exist_ok=True)
+                old.rename(workdir / "damaged" / f"{old.name}-{time.time_ns()}")
+            return str(path)
+        if damaged:
+            names = ", ".join(path.name for path in damaged)
+            raise DamagedError(f"no checkpoint in {workdir} is whole (damaged: {names})")
+        return None
+
+    path = processes.first(choose_whole, errors=(UserError, DamagedError))
+    if path is None:
+        return None
+    tree, meta = found[0] if found else read(Path(path))
+    if _shapes(to_state_dict(like)) != _shapes(tree):
+        raise UserError(
+            f"{path} holds other arrays than this config's network has: was it saved by another "
+            "version of ferjax? Give another --workdir"
+        )
+    return from_state_dict(like, tree), meta
 
 
 def saved(workdir: Path) -> list[Path]:

@@ -7,13 +7,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ferjax.engine.parallel import AXIS, Layout, host
+from ferjax.engine.parallel import AXIS, Layout, Polls, any_wish, host
 from ferjax.engine.state import View
+
+
+class Interrupted(Exception):
+    """An evaluation was told to stop."""
 
 
 def make_predict(
     model: nn.Module, view: View, layout: Layout, *, batch_size: int, dtype: Any
-) -> Callable[[Any, np.ndarray], np.ndarray]:
+) -> Callable[..., np.ndarray]:
     """Builds `predict(variables, images) -> logits`.
 
     Args:
@@ -24,23 +28,36 @@ def make_predict(
       dtype: of the views that the network gets.
 
     Returns:
-      A function of variables {"params", "batch_stats"} (replicated) and images uint8 [N, H, W, C]
-      that gives float32 or float64 logits [N, classes] in every process.
+      A function of variables {"params", "batch_stats"} (replicated), images uint8 [N, H, W, C] and
+      optionally `stop`, which is asked before each batch. It gives float32 or float64 logits
+      [N, classes] in every process, or raises `Interrupted` once `stop()` was true in any.
     """
     size = -(-batch_size // layout.count) * layout.count
 
-    def forward(variables: Any, images: jax.Array, _: Any) -> jax.Array:
+    def forward(variables: Any, shard: Any, _: Any) -> tuple[jax.Array, jax.Array]:
+        images = shard["images"]
         keys = jax.vmap(jax.random.key)(np.zeros(images.shape[0], np.uint32))
         logits = model.apply(variables, view(images, keys).astype(dtype))
-        return jax.lax.all_gather(logits, AXIS, tiled=True)
+        return jax.lax.all_gather(logits, AXIS, tiled=True), any_wish(shard["wishes"])
 
     compiled = layout.wrap(forward)
 
-    def predict(variables: Any, images: np.ndarray) -> np.ndarray:
-        logits = []
+    def predict(
+        variables: Any, images: np.ndarray, stop: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
+        logits, polls = [], Polls(layout)
         for start in range(0, len(images), size):
             rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-            logits.append(compiled(variables, layout.shard(images[rows]), {}))
+            wish = [bool(stop())]
+            shard = {"images": layout.shard(images[rows])}
+            shard["wishes"] = layout.shard(layout.wishes(wish), axis=1)
+            out, agreed = compiled(variables, shard, {})
+            logits.append(out)
+            if polls.agree(wish, agreed)[0]:
+                raise Interrupted
+            if len(logits) > Polls.LATE:
+                # What is asked of the device stays a little ahead of what it has done.
+                logits[-1 - Polls.LATE] = host(logits[-1 - Polls.LATE])
         return np.concatenate([host(x) for x in logits])[: len(images)]
 
     return predict

@@ -1,8 +1,7 @@
 """What a config and a workdir become: data, batches, network, step and evaluation."""
 
-import fcntl
-import os
-import socket
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from ferjax import config as configs
 from ferjax.augment import policies
 from ferjax.config import UserError
 from ferjax.data import arrays, batches, splits
+from ferjax.engine import processes
 from ferjax.engine.checkpoint import saved
 from ferjax.engine.evaluation import make_predict
+from ferjax.engine.lock import WorkdirLock
 from ferjax.engine.optim import make_optimizer, make_schedule
-from ferjax.engine.parallel import Layout, host
+from ferjax.engine.parallel import Layout, any_wish, host
 from ferjax.engine.state import TrainState, build, build_view, init_state
 from ferjax.engine.step import make_call, make_step
 
@@ -39,10 +40,15 @@ class Experiment:
     def __init__(self, config: FrozenConfigDict, workdir: Path) -> None:
         self.config, self.workdir = config, workdir
         self.layout = Layout(config.parallel)
-        self.layout.check_batch(config.batch_size)
+        self.layout.check_batch(config.batch_size, config.microbatches)
         data = config.data
-        self.dataset = arrays.load(
-            data.name, source=data.source, data_dir=data.data_dir, splits=("train", SELECTION_SPLIT)
+        self.dataset = processes.once_per_host(
+            lambda: arrays.load(
+                data.name,
+                source=data.source,
+                data_dir=data.data_dir,
+                splits=("train", SELECTION_SPLIT),
+            )
         )
         train = self.dataset.splits["train"]
         self.subsets = splits.make(data, train.labels, train.rows)
@@ -84,7 +90,10 @@ class Experiment:
             steps=self.steps,
             ema_decay=config.ema_decay,
             dtype=dtype,
+            microbatches=config.microbatches,
+            loops=self.layout.platform != "cpu",
         )
+        self.lock = WorkdirLock(workdir)
         self.predict = make_predict(
             self.model,
             build_view(config, policies.NONE),
@@ -101,8 +110,21 @@ class Experiment:
         holds a checkpoint.
 
         Raises:
-          UserError: another process trains there, it holds another run, or can't be written.
+          UserError: the processes differ in what they were given, another trainer is there, it
+            holds another run, is not shared by all hosts, or can't be written.
         """
+        processes.require_same(
+            {
+                "config": json.dumps(self.config.to_dict(), sort_keys=True),
+                "data set": self.dataset.digest,
+                "labelled subset": self.subsets.digest,
+                "version of ferjax or JAX": configs.code_version(),
+            }
+        )
+        processes.require_shared(self.workdir)
+        processes.first(self._claim)
+
+    def _claim(self) -> None:
         path, split = self.workdir / "config.json", self.workdir / "split.json"
         if saved(self.workdir):
             if changed := configs.differences(configs.load(path), self.config):
@@ -121,32 +143,14 @@ class Experiment:
                         f"{split} was written for {what}: give the data (and split_file) that the "
                         "run was started with, or another --workdir"
                     )
-        if self.layout.process:
-            return
         train = self.dataset.splits["train"]
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self.lock.acquire()
             splits.save(self.subsets, split, train.labels, train.rows, self.dataset.digest)
             configs.save(self.config, path)
         except OSError as error:
             raise UserError(f"{self.workdir} can't be written: {error.strerror}") from None
-
-    def _lock(self) -> None:
-        """One trainer a workdir; the system drops the lock when its holder dies."""
-        self._lock_file = (self.workdir / "lock").open("a+")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file.seek(0)
-            holder = self._lock_file.read().strip() or "another process"
-            raise UserError(
-                f"{self.workdir} is being trained by {holder}: wait for it, or give another "
-                "--workdir"
-            ) from None
-        self._lock_file.truncate(0)
-        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock_file.flush()
 
     def init_state(self) -> TrainState:
         """The state before step 0, as host arrays."""
@@ -171,15 +175,30 @@ class Experiment:
         targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[train.labels]
         return self.layout.replicate({"images": train.images, "targets": targets})
 
-    def call(self, state: Any, first: int, end: int, data: Any) -> tuple[Any, Any]:
-        """Runs the steps first ... end - 1; the given state's memory is used up."""
+    def call(
+        self, state: Any, first: int, end: int, data: Any, wishes: Sequence[bool] = ()
+    ) -> tuple[Any, Any, Any]:
+        """Runs the steps first ... end - 1; the given state's memory is used up.
+
+        Returns:
+          The new state, the steps' metrics, and which `wishes` any process had (see `Polls`).
+        """
         count = end - first
         if count not in self._calls:
-            self._calls[count] = self.layout.wrap(make_call(self.step_function, count), donate=True)
-        index = {
-            name: np.stack([b(s) for s in range(first, end)]) for name, b in self.batches.items()
+            steps = make_call(self.step_function, count)
+
+            def call(state: Any, shard: Any, data: Any) -> tuple[Any, Any, Any]:
+                return *steps(state, shard["index"], data), any_wish(shard["wishes"])
+
+            self._calls[count] = self.layout.wrap(call, donate=True)
+        shard = {
+            "index": {
+                name: np.stack([b(s) for s in range(first, end)])
+                for name, b in self.batches.items()
+            },
+            "wishes": self.layout.wishes(wishes),
         }
-        return self._calls[count](state, self.layout.shard(index, axis=1), data)
+        return self._calls[count](state, self.layout.shard(shard, axis=1), data)
 
     def next_stop(self, step: int) -> int:
         """Where the call that starts at `step` ends.
@@ -195,8 +214,20 @@ class Experiment:
             ends.append(self.config.stop_after_steps)
         return min(*ends, self.steps)
 
-    def evaluate(self, state: Any) -> dict[str, np.ndarray]:
-        """Logits of the EMA and of the raw weights on all of public_test."""
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the state after `step` steps is scored."""
+        every = self.per_epoch * self.config.evaluate.every_epochs
+        return step == self.steps or step % every == 0
+
+    def evaluate(
+        self, state: Any, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, np.ndarray]:
+        """Logits of the EMA and of the raw weights on all of public_test.
+
+        Raises:
+          Interrupted: `stop()` was true in any process.
+        """
         images = self.dataset.splits[SELECTION_SPLIT].images
         raw = {"params": state.params, "batch_stats": state.batch_stats}
-        return {"ema": self.predict(state.ema, images), "raw": self.predict(raw, images)}
+        weights = {"ema": state.ema, "raw": raw}
+        return {name: self.predict(w, images, stop) for name, w in weights.items()}

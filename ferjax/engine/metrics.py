@@ -66,14 +66,23 @@ class Writer:
       workdir: the run's directory.
       step: rows after this step are dropped: they belong to a part that is trained again.
       active: whether this process writes.
+      unscored: whether `step` is still to be scored, so that a score of it is dropped too.
     """
 
-    def __init__(self, workdir: Path, step: int, active: bool) -> None:
+    def __init__(
+        self, workdir: Path, step: int, active: bool = True, unscored: bool = False
+    ) -> None:
         self._path, self._active = workdir / "metrics.jsonl", active
         self._events = None
         if not active:
             return
-        kept = [row for row in read_rows(self._path) if row["step"] <= step]
+        old = read_rows(self._path)
+        kept = [
+            row
+            for row in old
+            if row["step"] < step
+            or (row["step"] == step and not (unscored and row["kind"] == "eval"))
+        ]
         temporary = self._path.with_suffix(".jsonl.new")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self._path)

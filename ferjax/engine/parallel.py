@@ -4,6 +4,7 @@ All functions that run on devices take (state, shard, shared): the state and `sh
 on every device, `shard` has a leading axis over devices. This is the only file that knows.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,18 +94,24 @@ class Layout:
         )
         return jax.jit(mapped, donate_argnums=donated)
 
-    def check_batch(self, batch_size: int) -> None:
-        """Refuses a batch that the devices do not divide.
+    def wishes(self, own: Sequence[bool]) -> np.ndarray:
+        """This process's flags as an array [flags, devices] for `shard(..., axis=1)`."""
+        return np.repeat(np.asarray(own, np.int32)[:, None], self.count, axis=1)
+
+    def check_batch(self, batch_size: int, microbatches: int = 1) -> None:
+        """Refuses a batch that the devices, each with its microbatches, do not divide.
 
         Raises:
           UserError: names the nearest sizes that they do.
         """
-        below = batch_size // self.count * self.count
+        unit = self.count * microbatches
+        below = batch_size // unit * unit
         if below != batch_size:
-            near = [str(n) for n in (below, below + self.count) if n > 0]
+            near = [str(n) for n in (below, below + unit) if n > 0]
+            each = f" with {microbatches} microbatches each" if microbatches > 1 else ""
             raise UserError(
-                f"config.batch_size={batch_size} is not divisible by the {self.count} devices: "
-                f"use {' or '.join(near)}"
+                f"config.batch_size={batch_size} is not divisible by the {self.count} devices"
+                f"{each}: use {' or '.join(near)}"
             )
 
     def describe(self) -> list[str]:
@@ -112,6 +119,34 @@ class Layout:
         head = f"devices: {self.count} in {self.processes} process(es), driven by {self.kind}"
         names = [f"  {d.id}: {d.device_kind} of process {d.process_index}" for d in self.devices]
         return [head, *(names if len(names) <= 16 else [names[0], "  ...", names[-1]])]
+
+
+def any_wish(wishes: jax.Array) -> jax.Array:
+    """Inside a wrapped function: this device's part of `wishes` -> int32 [flags], set by any."""
+    return jax.lax.pmax(wishes[:, 0], AXIS)
+
+
+class Polls:
+    """Flags that all processes set and clear at the same call, whichever of them set one.
+
+    Each call carries every process's own flags, and returns those that any has set. They are read
+    `LATE` calls later, so that no device waits for it; a single process need not ask.
+    """
+
+    LATE = 2
+
+    def __init__(self, layout: Layout) -> None:
+        self._alone = layout.processes == 1
+        self._unread: collections.deque = collections.deque()
+
+    def agree(self, own: Sequence[bool], returned: Any) -> list[bool]:
+        """The flags to act on after a call that was given `own` and returned `any_wish`'s array."""
+        if self._alone:
+            return list(own)
+        self._unread.append(returned)
+        if len(self._unread) <= self.LATE:
+            return [False] * len(own)
+        return [bool(flag) for flag in host(self._unread.popleft())]
 
 
 def host(tree: Any) -> Any:

@@ -56,6 +56,8 @@ def make_step(
     steps: int,
     ema_decay: float,
     dtype: Any = jnp.float32,
+    microbatches: int = 1,
+    loops: bool = True,
 ) -> Step:
     """Builds `step(state, index, data) -> (state, metrics)` for one device.
 
@@ -68,6 +70,11 @@ def make_step(
       steps: the schedule's length, for `Time.progress`.
       ema_decay: d; at step t the average keeps min(d, (1 + t) / (10 + t)).
       dtype: of the views that the network gets.
+      microbatches: parts that the share is worked off in, one after the other, to save memory;
+        their gradients and metrics are averaged. BatchNorm and other statistics over the batch are
+        those of a part. Without such statistics the result is the same.
+      loops: whether the parts may run in a loop; else the program repeats them, because convolution
+        gradients inside any XLA:CPU loop are 11-30 times slower (DESIGN.md).
     """
 
     full = jnp.promote_types(dtype, jnp.float32)
@@ -95,14 +102,24 @@ def make_step(
         batch = make_batch(state, index, data)
         time = Time(state.step, state.step / steps)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            net = BoundNet(model, params, state.batch_stats, state.ema)
-            loss, metrics, extra = algorithm.loss(net, batch, state.extra, time)
+        def loss_fn(params: Any, batch: Batch, batch_stats: Any, extra: Any) -> Any:
+            net = BoundNet(model, params, batch_stats, state.ema)
+            loss, metrics, extra = algorithm.loss(net, batch, extra, time)
             return loss, (net.batch_stats, extra, metrics)
 
-        (loss, (batch_stats, extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        def work(carry: Any, batch: Batch) -> Any:
+            batch_stats, extra = carry
+            gradient = jax.value_and_grad(loss_fn, has_aux=True)
+            (loss, (*carry, metrics)), grads = gradient(state.params, batch, batch_stats, extra)
+            return tuple(carry), (loss, metrics, grads)
+
+        start = state.batch_stats, state.extra
+        if microbatches == 1:
+            (batch_stats, extra), (loss, metrics, grads) = work(start, batch)
+        else:
+            (batch_stats, extra), (loss, metrics, grads) = _in_parts(
+                work, start, batch, microbatches, loops
+            )
         # Each device holds the same number of images, so the mean of local means is the mean.
         grads = jax.lax.pmean(grads, AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -130,6 +147,30 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def _in_parts(work: Callable, start: Any, batch: Batch, count: int, loops: bool) -> Any:
+    """Carries `start` through `work` on `count` parts of the batch.
+
+    Returns:
+      The last carry, and (mean loss, summed metrics, mean gradients).
+    """
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+    def add(carry: Any, part: Batch) -> Any:
+        inner, sums = carry
+        inner, (loss, metrics, grads) = work(inner, part)
+        new = loss / count, metrics, jax.tree.map(lambda g: g / count, grads)
+        return (inner, jax.tree.map(jnp.add, sums, new)), None
+
+    shapes = jax.eval_shape(lambda: work(start, jax.tree.map(lambda x: x[0], parts))[1])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    if loops:
+        return jax.lax.scan(add, (start, zeros), parts)[0]
+    carry = start, zeros
+    for i in range(count):
+        carry, _ = add(carry, jax.tree.map(lambda x, i=i: x[i], parts))
+    return carry
 
 
 def make_call(step: Step, count: int) -> Step:

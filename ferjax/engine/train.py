@@ -16,9 +16,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ferjax.analysis import scores
 from ferjax.config import EXIT_OK, EXIT_PREEMPTED, write_json
 from ferjax.engine.checkpoint import Checkpoints, restore_latest
+from ferjax.engine.evaluation import Interrupted
 from ferjax.engine.experiment import SELECTION_SPLIT, Experiment
 from ferjax.engine.metrics import Recorder, Writer, count_parameters, parameter_table
-from ferjax.engine.parallel import host
+from ferjax.engine.parallel import Polls, host
+from ferjax.engine.profiler import Profiler
 
 log = logging.getLogger("ferjax")
 
@@ -34,66 +36,154 @@ def train(config: FrozenConfigDict, workdir: Path) -> int:
     Raises:
       UserError: see `Experiment`.
       NotFiniteError: training has diverged; nothing was saved after it.
+      DamagedError: there are checkpoints, but none is whole.
+      LostLockError: another trainer has taken the workdir over.
     """
-    run = Experiment(config, workdir)
-    state = run.init_state()
-    run.claim_workdir()
-    _introduce(run, state)
-    meta: dict[str, Any] = {"row": {}, "best": None}
-    if restored := restore_latest(workdir, state):
-        state, meta = restored
-        log.info("resumed at step %d of %d", int(state.step), run.steps)
-    step, best = int(state.step), meta["best"]
-    logits: dict[str, np.ndarray] = {}
-    marks: list[float] = []
-    started = saved_at = time.monotonic()
     with contextlib.ExitStack() as stack:
         stop_signal = stack.enter_context(_StopSignal())
-        writer = Writer(workdir, step, active=run.layout.process == 0)
-        stack.callback(writer.close)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-        stack.callback(checkpoints.close)
-        recorder = Recorder(run, writer, meta["row"], checkpoints.latest_step)
-        bar = stack.enter_context(_progress_bar(run, step))
-        state, data = run.layout.replicate(state), run.device_data()
-        while step < run.steps:
-            end = run.next_stop(step)
-            state, metrics = run.call(state, step, end, data)
-            recorder.add(step, metrics)
-            recorder.read(CALLS_IN_FLIGHT)
-            if config.cpu_config and run.layout.platform == "cpu" and len(marks) < 2:
-                recorder.read(0)
-                marks.append(time.monotonic())
-                _advise(run, marks, end)
-            bar.update(end - step)
-            bar.set_postfix(recorder.shown, refresh=False)
-            step = end
-            minutes = (time.monotonic() - started) / 60
-            stop = bool(stop_signal) or step == config.stop_after_steps
-            stop = stop or 0 < config.stop_after_minutes <= minutes
-            accuracy = None
-            ends = step == run.steps or step % (run.per_epoch * config.evaluate.every_epochs) == 0
-            due = time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
-            if not (ends or due or stop):
-                continue
-            recorder.read(0)
-            with recorder.pause():
-                saved_state = host(state)
-                recorder.check_state(saved_state)
-                if ends:
-                    logits = run.evaluate(state)
-                    accuracy, best = _score(run, writer, logits, step, best, started)
-                meta = {"row": recorder.to_json(), "best": best}
-                checkpoints.save(saved_state, meta, accuracy)
-                saved_at = time.monotonic()
-            if stop and step < run.steps:
-                checkpoints.wait()
-                log.info("stopped at step %d of %d, saved: start again to go on", step, run.steps)
-                return EXIT_PREEMPTED
-        checkpoints.wait()
-        bar.close()
-        _finish(run, logits or run.evaluate(state), best)
+        run = Experiment(config, workdir)
+        trainer = _Trainer(run, stop_signal, stack)
+        going = True
+        if trainer.unscored:  # its evaluation was cut off
+            going = trainer.save(evaluate=True)
+        while going and trainer.step < run.steps:
+            stop, due = trainer.advance()
+            evaluate = run.evaluates_at(trainer.step)
+            if evaluate or due or stop:
+                going = trainer.save(evaluate=evaluate) and not stop
+        trainer.checkpoints.wait()
+        if trainer.step < run.steps or trainer.unscored:
+            log.info("stopped at step %d of %d, saved: start again to go on", *trainer.progress)
+            return EXIT_PREEMPTED
+        trainer.finish()
     return EXIT_OK
+
+
+class _Trainer:
+    """The state on its way through the steps, and everything that is kept of it."""
+
+    def __init__(self, run: Experiment, stop_signal: "_StopSignal", stack: Any) -> None:
+        config, workdir = run.config, run.workdir
+        self._run, self._stop_signal = run, stop_signal
+        self._profiler = Profiler(config.profile, workdir / "profile")
+        stack.callback(self._profiler.close)
+        state = run.init_state()
+        run.claim_workdir()
+        stack.callback(run.lock.release)
+        _introduce(run, state)
+        meta: dict[str, Any] = {"row": {}, "best": None}
+        if restored := restore_latest(workdir, state):
+            state, meta = restored
+            log.info("resumed at step %d of %d", int(state.step), run.steps)
+        self.step, self._best = int(state.step), meta["best"]
+        self.unscored = bool(meta.get("unscored"))
+        self._logits: dict[str, np.ndarray] = {}
+        self._marks: list[float] = []
+        self._started = self._saved_at = time.monotonic()
+        active = run.layout.process == 0
+        self._writer = Writer(workdir, self.step, active=active, unscored=self.unscored)
+        stack.callback(self._writer.close)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
+        self._recorder = Recorder(run, self._writer, meta["row"], self.checkpoints.latest_step)
+        self._bar = stack.enter_context(_progress_bar(run, self.step))
+        self._state, self._data = run.layout.replicate(state), run.device_data()
+        self._polls = Polls(run.layout)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps done, and in all."""
+        return self.step, self._run.steps
+
+    def advance(self) -> tuple[bool, bool]:
+        """Makes one call; returns whether all processes are to stop, and to save."""
+        run, config = self._run, self._run.config
+        end = run.next_stop(self.step)
+        now = time.monotonic()
+        timed_out = 0 < config.stop_after_minutes <= (now - self._started) / 60
+        due = now - self._saved_at > 60 * config.checkpoint.every_minutes
+        wishes = [bool(self._stop_signal) or timed_out, due]
+        self._profiler.before(self.step, end)
+        self._state, metrics, agreed = run.call(self._state, self.step, end, self._data, wishes)
+        self._recorder.add(self.step, metrics)
+        if self._profiler.ends(end):
+            self._recorder.read(0)
+            self._profiler.close()
+        self._recorder.read(CALLS_IN_FLIGHT)
+        if config.cpu_config and run.layout.platform == "cpu" and len(self._marks) < 2:
+            self._recorder.read(0)
+            self._marks.append(time.monotonic())
+            _advise(run, self._marks, end)
+        self._bar.update(end - self.step)
+        self._bar.set_postfix(self._recorder.shown, refresh=False)
+        self.step = end
+        stop, due = self._polls.agree(wishes, agreed)
+        return stop or end == config.stop_after_steps, due
+
+    def save(self, *, evaluate: bool) -> bool:
+        """Scores the state if asked to, and saves it; False if a signal cut the scoring off."""
+        self._recorder.read(0)
+        with self._recorder.pause():
+            saved_state = host(self._state)
+            self._recorder.check_state(saved_state)
+            self._run.lock.check()
+            accuracy, self.unscored = None, False
+            if evaluate:
+                try:
+                    accuracy = self._score()
+                except Interrupted:
+                    self.unscored = True
+            meta = {
+                "row": self._recorder.to_json(),
+                "best": self._best,
+                "unscored": self.unscored,
+            }
+            self.checkpoints.save(saved_state, meta, accuracy)
+            self._saved_at = time.monotonic()
+        return not self.unscored
+
+    def _score(self) -> float:
+        """Evaluates on public_test, writes and logs the row; gives the EMA's accuracy."""
+        run = self._run
+        self._logits = run.evaluate(self._state, lambda: bool(self._stop_signal))
+        labels = run.dataset.splits[SELECTION_SPLIT].labels
+        row = {
+            f"{name}_{key}": value
+            for name, values in self._logits.items()
+            for key, value in scores.brief(values, labels).items()
+        }
+        where = {"kind": "eval", "step": self.step, "epoch": self.step / run.per_epoch}
+        self._writer.write({**where, **row, "seconds": time.monotonic() - self._started})
+        accuracy = row["ema_accuracy"]
+        if self._best is None or accuracy >= self._best["accuracy"]:
+            self._best = {"accuracy": accuracy, "step": self.step}
+        log.info(
+            "epoch %3d/%d  %s: EMA %.2f %%, raw %.2f %%, best EMA %.2f %%",
+            *(self.step // run.per_epoch, run.config.epochs, SELECTION_SPLIT),
+            *(100 * x for x in (accuracy, row["raw_accuracy"], self._best["accuracy"])),
+        )
+        return accuracy
+
+    def finish(self) -> None:
+        """Prints the table of the final EMA weights and where everything is."""
+        self._bar.close()
+        run, config, workdir = self._run, self._run.config, self._run.workdir
+        logits = self._logits or run.evaluate(self._state)
+        if run.layout.process:
+            return
+        labels = run.dataset.splits[SELECTION_SPLIT].labels
+        summary = scores.summarize(logits["ema"], labels, run.dataset.class_names)
+        (workdir / "eval").mkdir(exist_ok=True)
+        record = {"split": SELECTION_SPLIT, "step": run.steps, "weights": "ema", **summary}
+        write_json(workdir / "eval" / "final.json", record, indent=2)
+        log.info("\n%s, final EMA weights\n%s", SELECTION_SPLIT, scores.table(summary))
+        log.info(
+            "\nbest EMA on %s: %.2f %% at epoch %d",
+            *(SELECTION_SPLIT, 100 * self._best["accuracy"], self._best["step"] // run.per_epoch),
+        )
+        log.info("written to %s: config, split, metrics.jsonl, checkpoints, eval, logs", workdir)
+        evaluate = f"python -m ferjax.evaluate --workdir={workdir} --split=private_test"
+        log.info("next: %s", config.next_command or evaluate)
 
 
 @contextlib.contextmanager
@@ -139,54 +229,6 @@ def _advise(run: Experiment, marks: list[float], step: int) -> None:
         "--config=%s",
         *(hours, run.config.cpu_config),
     )
-
-
-def _score(
-    run: Experiment,
-    writer: Writer,
-    logits: dict[str, np.ndarray],
-    step: int,
-    best: dict[str, Any] | None,
-    started: float,
-) -> tuple[float, dict[str, Any]]:
-    """Writes and logs an evaluation; gives the EMA's accuracy and the best so far."""
-    labels = run.dataset.splits[SELECTION_SPLIT].labels
-    row = {
-        f"{name}_{key}": value
-        for name, values in logits.items()
-        for key, value in scores.brief(values, labels).items()
-    }
-    seconds = {"seconds": time.monotonic() - started}
-    writer.write({"kind": "eval", "step": step, "epoch": step / run.per_epoch, **row, **seconds})
-    accuracy = row["ema_accuracy"]
-    if best is None or accuracy >= best["accuracy"]:
-        best = {"accuracy": accuracy, "step": step}
-    log.info(
-        "epoch %3d/%d  %s: EMA %.2f %%, raw %.2f %%, best EMA %.2f %%",
-        *(step // run.per_epoch, run.config.epochs, SELECTION_SPLIT),
-        *(100 * x for x in (accuracy, row["raw_accuracy"], best["accuracy"])),
-    )
-    return accuracy, best
-
-
-def _finish(run: Experiment, logits: dict[str, np.ndarray], best: dict[str, Any]) -> None:
-    """Prints the table of the final EMA weights and where everything is."""
-    if run.layout.process:
-        return
-    config, workdir = run.config, run.workdir
-    labels = run.dataset.splits[SELECTION_SPLIT].labels
-    summary = scores.summarize(logits["ema"], labels, run.dataset.class_names)
-    (workdir / "eval").mkdir(exist_ok=True)
-    record = {"split": SELECTION_SPLIT, "step": run.steps, "weights": "ema", **summary}
-    write_json(workdir / "eval" / "final.json", record, indent=2)
-    log.info("\n%s, final EMA weights\n%s", SELECTION_SPLIT, scores.table(summary))
-    log.info(
-        "\nbest EMA on %s: %.2f %% at epoch %d",
-        *(SELECTION_SPLIT, 100 * best["accuracy"], best["step"] // run.per_epoch),
-    )
-    log.info("written to %s: config, split, metrics.jsonl, checkpoints, eval, logs", workdir)
-    evaluate = f"python -m ferjax.evaluate --workdir={workdir} --split=private_test"
-    log.info("next: %s", config.next_command or evaluate)
 
 
 class _StopSignal:

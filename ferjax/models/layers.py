@@ -28,6 +28,11 @@ def param_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def remat_block(block: type[nn.Module]) -> type[nn.Module]:
+    """A block of call (x, train) that is computed again for its gradient (Chen et al. 2016)."""
+    return nn.remat(block, static_argnums=(2,))
+
+
 class Conv(nn.Module):
     """Two-dimensional convolution of [N, H, W, C] with a square kernel -> [N, H', W', features].
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ferjax.config import UserError
 from ferjax.models import ops
-from ferjax.models.layers import BatchNorm, Conv, Dense, param_dtype
+from ferjax.models.layers import BatchNorm, Conv, Dense, param_dtype, remat_block
 
 # depth -> (blocks of each stage, bottleneck?)
 DEPTHS = {
@@ -68,7 +68,8 @@ class Model(nn.Module):
     """ResNet classifier of float images [N, H, W, C].
 
     `zero_init` starts the last BatchNorm scale of every block at 0 (Goyal et al. 2017).
-    `bn_momentum` is the share of the running statistics that a step keeps.
+    `bn_momentum` is the share of the running statistics that a step keeps. `remat` computes each
+    block again for its gradient instead of keeping its maps: less memory.
     """
 
     num_classes: int = 7
@@ -80,6 +81,7 @@ class Model(nn.Module):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     zero_init: bool = False
+    remat: bool = False
 
     def setup(self) -> None:
         """Stem, four stages, classifier."""
@@ -97,12 +99,13 @@ class Model(nn.Module):
         self.stem_conv = Conv(self.width, size, stride, size // 2, dtype=self.dtype)
         self.stem_norm = BatchNorm(**norm)
         counts, bottleneck = DEPTHS[self.depth]
+        block = remat_block(Block) if self.remat else Block
         blocks = []
         for stage, count in enumerate(counts):
             for i in range(count):
                 first = i == 0
                 blocks.append(
-                    Block(
+                    block(
                         width=self.width * 2**stage,
                         stride=2 if first and stage > 0 else 1,
                         bottleneck=bottleneck,

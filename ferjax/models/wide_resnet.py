@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from ferjax.config import UserError
-from ferjax.models.layers import BatchNorm, Conv, Dense, Dropout, kaiming_fan_out, param_dtype
+from ferjax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    kaiming_fan_out,
+    param_dtype,
+    remat_block,
+)
 
 
 class Block(nn.Module):
@@ -51,7 +59,10 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """WRN-depth-width classifier of float images [N, H, W, C]; depth = 6 n + 4."""
+    """WRN-depth-width classifier of float images [N, H, W, C]; depth = 6 n + 4.
+
+    `remat` computes each block again for its gradient instead of keeping its maps: less memory.
+    """
 
     num_classes: int = 7
     axis_name: str | None = None
@@ -62,6 +73,7 @@ class Model(nn.Module):
     slope: float = 0.1
     bn_momentum: float = 0.999
     bn_epsilon: float = 1e-3
+    remat: bool = False
 
     def setup(self) -> None:
         """A 3x3 convolution to 16 channels, three stages, final norm, classifier."""
@@ -76,12 +88,13 @@ class Model(nn.Module):
             "dtype": self.dtype,
         }
         self.stem = Conv(16, 3, dtype=self.dtype, kernel_init=kaiming_fan_out)
+        block = remat_block(Block) if self.remat else Block
         blocks, channels = [], 16
         for stage in range(3):
             width = 16 * self.width * 2**stage
             for i in range((self.depth - 4) // 6):
                 blocks.append(
-                    Block(
+                    block(
                         width=width,
                         stride=2 if stage and i == 0 else 1,
                         project=channels != width,

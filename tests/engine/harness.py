@@ -52,7 +52,7 @@ def make_data(seed=0):
 class Small:
     """A config made into a step; `run` takes it through some steps on a layout."""
 
-    def __init__(self, config, steps=STEPS):
+    def __init__(self, config, steps=STEPS, loops=False):
         self.config, self.steps, self.calls = config, steps, {}
         self.algorithm, self.model = build(config, CLASSES)
         schedule = make_schedule(config.optimizer, steps, steps)
@@ -70,6 +70,8 @@ class Small:
             steps=steps,
             ema_decay=config.ema_decay,
             dtype=jnp.dtype(config.dtype),
+            microbatches=config.microbatches,
+            loops=loops,
         )
         size, mu = config.batch_size, self.algorithm.mu
         self.batches = {"labeled": Batches(np.arange(IMAGES // 3), size, config.seed, "labeled")}

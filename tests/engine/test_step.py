@@ -79,3 +79,38 @@ def test_unlabelled_truth_changes_no_weight(one):
     assert float(metrics["mask_rate"][0]) > 0
     for a, b in zip(*(leaves(s) for s in states), strict=True):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_microbatches_change_nothing_without_batch_statistics(one, loops):
+    layers = tuple(x for x in harness.LAYERS if x != "bn")
+    results = []
+    with harness.float64():
+        for parts in (1, 4):
+            config = harness.make_config(
+                microbatches=parts, model={"name": "cnn", "layers": layers}
+            )
+            results.append(harness.Small(config, loops=loops).run(one, steps=3))
+    (plain, metrics), (parted, parted_metrics) = results
+    for a, b in zip(leaves(plain), leaves(parted), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-13)
+    for name, (total, weight) in metrics.items():
+        np.testing.assert_allclose(parted_metrics[name][0], total, rtol=1e-10, err_msg=name)
+        np.testing.assert_array_equal(parted_metrics[name][1], weight)
+
+
+def test_microbatches_thread_statistics_from_part_to_part(one):
+    """With BatchNorm every part moves the running statistics once."""
+    with harness.float64():
+        configs = [
+            harness.make_config(microbatches=n, algorithm={"name": "supervised"}) for n in (1, 2)
+        ]
+        plain, parted = (harness.Small(c).run(one, steps=1)[0] for c in configs)
+    keep = 0.9
+    for a, b in zip(leaves(plain.batch_stats), leaves(parted.batch_stats), strict=True):
+        assert not np.allclose(a, b)
+    means = [jax.tree_util.tree_leaves_with_path(state.batch_stats) for state in (plain, parted)]
+    for (path, a), (_, b) in zip(*means, strict=True):
+        if "mean" in jax.tree_util.keystr(path):
+            # Both parts' means are near the whole batch's; two steps towards it instead of one.
+            np.testing.assert_allclose(b, a * (1 - keep**2) / (1 - keep), rtol=0.2, atol=1e-3)

@@ -83,6 +83,28 @@ def test_dropout_needs_keys_and_depends_on_rows_alone():
         model.apply(variables, fmap, True, None, method="head")
 
 
+def test_remat_keeps_names_values_and_gradients():
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    results = []
+    for remat in (False, True):
+        model = Model(depth=10, width=1, remat=remat)
+        variables = random_variables(model, x)
+
+        def loss(params, model=model, rest=variables["batch_stats"]):
+            out, changed = model.apply(
+                {"params": params, "batch_stats": rest}, x, train=True, mutable=["batch_stats"]
+            )
+            return (out**2).sum(), changed
+
+        program = jax.value_and_grad(loss, has_aux=True)
+        results.append(jax.jit(program)(variables["params"]))
+        assert ("remat" in str(jax.make_jaxpr(program)(variables["params"]))) == remat
+    plain, again = results
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-5)
+
+
 def test_impossible_depth_is_a_user_error():
     with pytest.raises(UserError, match="6 n"):
         jax.eval_shape(Model(depth=27).init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))

@@ -1,0 +1,150 @@
+"""One trainer a workdir, on one host or on many that share it."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from ferjax.config import UserError
+
+log = logging.getLogger("ferjax")
+
+
+class LostLockError(Exception):
+    """Another trainer has taken the workdir over."""
+
+
+class WorkdirLock:
+    """Holds `<workdir>/lock`: the system's file lock on this host, a heartbeat for the others.
+
+    The file says who holds it and is written anew every `beat` seconds. A holder on this host that
+    dies loses it at once. One on another host has lost it when the file has not changed for `stale`
+    seconds by the file system's own clock: hosts' clocks may differ.
+
+    Args:
+      workdir: an existing directory.
+      beat: seconds between heartbeats.
+      stale: seconds without one after which the holder counts as dead.
+
+    Attributes:
+      lost: who has taken the workdir over, because this process seemed dead; "" if nobody.
+    """
+
+    def __init__(self, workdir: Path, *, beat: float = 10.0, stale: float = 60.0) -> None:
+        self._path, self._workdir = workdir / "lock", workdir
+        self._beat, self._stale = beat, stale
+        self._me = {"host": socket.gethostname(), "process": os.getpid(), "id": os.urandom(8).hex()}
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.lost = ""
+        self._file = -1
+
+    def acquire(self) -> None:
+        """Takes the lock; waits up to `stale` seconds for a holder on another host to be dead.
+
+        Raises:
+          UserError: another trainer is alive there.
+        """
+        # Not truncated: the content is the present holder's.
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise self._refusal(self._holder()) from None
+        holder = self._holder()
+        if holder.get("host") not in (None, self._me["host"]):
+            self._outwait(holder)
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """To be called before the workdir is changed.
+
+        Raises:
+          LostLockError: another trainer has taken over, because this one seemed dead.
+        """
+        if self.lost:
+            raise LostLockError(
+                f"{self._workdir} was taken over by {self.lost} while this process did not "
+                "answer: nothing more is written"
+            )
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        if self._thread is None:
+            return
+        self._done.set()
+        self._thread.join()
+        if not self.lost:
+            os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+    def _outwait(self, holder: dict) -> None:
+        """Returns once a holder on another host is dead by its heartbeat."""
+        seen = self._path.stat().st_mtime
+        waits = self._stale - (self._now() - seen)
+        if waits > 0:
+            log.info("waiting %.0f s to see whether %s still trains here", waits, _name(holder))
+            deadline = time.monotonic() + waits
+            while time.monotonic() < deadline:
+                time.sleep(min(1.0, self._beat / 2))
+                new = self._holder()
+                if not new:
+                    return  # given back meanwhile
+                if self._path.stat().st_mtime != seen:
+                    raise self._refusal(new)
+        log.warning(
+            "%s gave no sign of life for %.0f s: its lock on %s is taken over",
+            *(_name(holder), self._stale, self._workdir),
+        )
+
+    def _now(self) -> float:
+        """The file system's clock."""
+        probe = self._path.with_name(f"lock.{self._me['id']}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
+
+    def _run(self) -> None:
+        while not self._done.wait(self._beat):
+            try:
+                holder = self._holder()
+                if holder and holder.get("id") != self._me["id"]:
+                    self.lost = _name(holder)
+                    return
+                self._write()
+            except OSError as error:  # a full or unreachable disk; the next beat may succeed
+                log.debug("lock: %s", error)
+
+    def _holder(self) -> dict:
+        """Who the file names; {} if nobody."""
+        try:
+            content = json.loads(self._path.read_text() or "{}")
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self) -> None:
+        # Of one length and in one piece, so that nobody reads half of it or nothing.
+        text = json.dumps({**self._me, "beat": time.time()}).ljust(256)
+        os.pwrite(self._file, text.encode(), 0)
+        os.fsync(self._file)
+
+    def _refusal(self, holder: dict) -> UserError:
+        name = _name(holder)
+        return UserError(
+            f"{self._workdir} is being trained by {name}: wait for it, or give another --workdir"
+        )
+
+
+def _name(holder: dict) -> str:
+    if "process" not in holder:
+        return "another process"
+    return f"process {holder['process']} on {holder.get('host')}"

@@ -1,0 +1,49 @@
+"""A trace of some training steps, for TensorBoard's profiler or ui.perfetto.dev."""
+
+import logging
+from pathlib import Path
+
+import jax
+
+from ferjax.config import UserError
+
+log = logging.getLogger("ferjax")
+
+
+class Profiler:
+    """Traces the calls that hold the steps of `--config.profile=START:STEPS`.
+
+    Args:
+      wanted: "START:STEPS", or "" for no trace.
+      directory: where the trace is written.
+
+    Raises:
+      UserError: `wanted` is something else.
+    """
+
+    def __init__(self, wanted: str, directory: Path) -> None:
+        self._directory, self._running = directory, False
+        start, _, count = wanted.partition(":")
+        if wanted and not (start.isdigit() and count.isdigit() and int(count)):
+            raise UserError(f"config.profile={wanted}: it is START:STEPS, such as 100:20")
+        self._steps = range(int(start), int(start) + int(count)) if wanted else range(0)
+
+    def before(self, step: int, end: int) -> None:
+        """To be called before the call of the steps `step` ... `end` - 1."""
+        wanted = max(step, self._steps.start) < min(end, self._steps.stop)
+        if wanted and not self._running:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def ends(self, end: int) -> bool:
+        """Whether the trace is to be closed now; the steps before `end` must be done by then."""
+        return self._running and end >= self._steps.stop
+
+    def close(self) -> None:
+        """Writes the trace, if one is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            log.info(
+                "profile written to %s: tensorboard --logdir, or ui.perfetto.dev", self._directory
+            )

@@ -1,0 +1,221 @@
+"""What must be settled before JAX touches a device: processes, XLA flags, the compilation cache.
+
+Every command that computes calls `start` once. It joins the processes of a distributed run when the
+flags `--coordinator`, `--num_processes` and `--process_id` or the environment say so:
+
+    SLURM              SLURM_NTASKS > 1, started by srun
+    Open MPI           OMPI_COMM_WORLD_SIZE > 1
+    Cloud TPU, GKE     TPU_WORKER_HOSTNAMES names several hosts, or a TPU VM's metadata server
+    Kubernetes         an indexed Job or JobSet (JOB_COMPLETION_INDEX), with the package kubernetes
+
+`--num_processes=1` trains alone whatever the environment says.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+
+from ferjax.config import EXIT_FAILED, UserError
+
+FLAGS = flags.FLAGS
+log = logging.getLogger("ferjax")
+
+# How much longer than we do JAX waits for the processes: it aborts without a message of ours.
+_JAX_WAITS_LONGER = 120
+
+# XLA flags of `config.deterministic`, by platform; a CPU and a TPU need none.
+DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
+
+
+def define_flags() -> None:
+    """The flags of a distributed run."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where processes meet.")
+    flags.DEFINE_integer("num_processes", None, "How many processes take part.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("join_timeout", 240, "Seconds to wait for the others.", lower_bound=1)
+
+
+def start(*, deterministic: bool = False, float64: bool = False) -> None:
+    """Joins the other processes and sets JAX up; before any backend is touched.
+
+    Args:
+      deterministic: ask XLA for the same bits in every run on the same kind of device.
+      float64: double precision.
+
+    Raises:
+      UserError: the processes' flags or environment are incomplete.
+    """
+    if deterministic:
+        given = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join([*given, *(f for f in DETERMINISTIC if f not in given)])
+    if float64:
+        jax.config.update("jax_enable_x64", True)
+    set_compilation_cache(os.environ)
+    join = from_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if FLAGS.num_processes is None and not join:
+        join = from_environment(os.environ)
+    if join:
+        how, arguments = join
+        _initialize(how, arguments, FLAGS.join_timeout)
+    if jax.process_index() > 0:
+        for console in [*log.handlers]:
+            log.removeHandler(console)  # process 0 speaks
+
+
+def set_compilation_cache(environ: Mapping[str, str]) -> None:
+    """Keeps compiled programs on disk, so that the same command starts faster the next time.
+
+    In $XDG_CACHE_HOME/ferjax, or where JAX_COMPILATION_CACHE_DIR says; an empty one keeps none.
+    """
+    if (given := environ.get("JAX_COMPILATION_CACHE_DIR")) is not None:
+        if not given:
+            jax.config.update("jax_enable_compilation_cache", False)
+        return
+    home = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home) / "ferjax" / "xla" / _machine()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home: every start compiles
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _machine() -> str:
+    """A name for this kind of CPU: a program compiled for another may use instructions it lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+Join = tuple[str, dict[str, Any]]
+
+
+def from_flags(coordinator: str, num_processes: int | None, process_id: int | None) -> Join | None:
+    """How the three flags say that processes meet: (in words, arguments of JAX), or None.
+
+    Raises:
+      UserError: some of them are missing or impossible.
+    """
+    if num_processes == 1 and not coordinator and not process_id:
+        return None
+    given = {
+        "--coordinator": coordinator or None,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 3:
+        return None
+    if missing:
+        there = ", ".join(name for name in given if name not in missing)
+        raise UserError(f"{there} without {' and '.join(missing)}: give all three, or none")
+    assert num_processes is not None  # for the type checker
+    assert process_id is not None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator={coordinator}: it is HOST:PORT of process 0")
+    if process_id >= num_processes:
+        raise UserError(
+            f"--process_id={process_id} of --num_processes={num_processes}: ids count from 0"
+        )
+    arguments: dict[str, Any] = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+        # Nothing is left to detect; a SLURM allocation around us would else take away devices.
+        "cluster_detection_method": "deactivate",
+    }
+    return "flags", arguments
+
+
+def from_environment(environ: Mapping[str, str]) -> Join | None:
+    """How the environment says that processes meet, or None: this process is alone.
+
+    Raises:
+      UserError: it says so by half.
+    """
+
+    def several(name: str) -> bool:
+        return environ.get(name, "1").isdigit() and int(environ.get(name, "1")) > 1
+
+    def need(*names: str, mend: str) -> None:
+        if missing := [name for name in names if not environ.get(name)]:
+            raise UserError(
+                f"this looks like one of several processes, but {', '.join(missing)} is not set: "
+                f"{mend}, or give --num_processes=1 to train alone"
+            )
+
+    if several("SLURM_NTASKS"):
+        step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+        need(*step, mend="start it with srun")
+        return "SLURM", {"cluster_detection_method": "slurm"}
+    if several("OMPI_COMM_WORLD_SIZE"):
+        ranks = ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+        need(*ranks, mend="start it with mpirun")
+        return "Open MPI", {"cluster_detection_method": "ompi"}
+    hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+    if "," in hosts and environ.get("JAX_PLATFORMS", "tpu") != "cpu":
+        need("TPU_WORKER_ID", mend="see launch/README.md")
+        return "TPU workers", {}
+    if _on_tpu_vm(environ):
+        return "TPU VM", {}
+    if "JOB_COMPLETION_INDEX" in environ and "KUBERNETES_SERVICE_HOST" in environ:
+        if find_spec("kubernetes") is None:
+            raise UserError(
+                "this is an indexed Kubernetes job, but the package kubernetes is not installed: "
+                "install it, or give --coordinator, --num_processes and --process_id"
+            )
+        return "Kubernetes", {}
+    return None
+
+
+def _on_tpu_vm(environ: Mapping[str, str]) -> bool:
+    """Whether this is a Cloud TPU VM whose metadata server says which worker it is."""
+    devices = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+    wanted = environ.get("JAX_PLATFORMS", "tpu") != "cpu" and "TPU_SKIP_MDS_QUERY" not in environ
+    return devices and wanted and find_spec("libtpu") is not None
+
+
+def _initialize(how: str, arguments: dict[str, Any], timeout: int) -> None:
+    """Joins the others; the process ends with one line if they do not come."""
+
+    def give_up() -> NoReturn:
+        # JAX would abort the process in C++, which Python can't catch.
+        where = arguments.get("coordinator_address", f"found by {how}")
+        print(
+            f"ferjax: not all processes met within {timeout} s at the coordinator ({where}): is "
+            "each one started, with the same address, and can it be reached? "
+            "--join_timeout=SECONDS waits longer",
+            flush=True,
+        )
+        os._exit(EXIT_FAILED)
+
+    # We handle the signals ourselves; its sync point needs step numbers that rise by one.
+    jax.config.update("jax_enable_preemption_service", False)
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout + _JAX_WAITS_LONGER)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes can't meet ({how}): {' '.join(str(error).split())}"
+        ) from None
+    finally:
+        timer.cancel()
+    if jax.process_index() == 0:
+        log.info("distributed: %d processes, found by %s", jax.process_count(), how)

@@ -1,0 +1,131 @@
+"""One trainer a workdir: on this host by the file lock, on others by the heartbeat."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ferjax.config import UserError
+from ferjax.engine.lock import LostLockError, WorkdirLock
+
+ELSEWHERE = {"host": "elsewhere", "process": 7, "id": "other"}
+
+
+def lock(workdir):
+    return WorkdirLock(workdir, beat=0.05, stale=1.0)
+
+
+def write(workdir, holder=ELSEWHERE, age=0.0):
+    path = workdir / "lock"
+    path.write_text(json.dumps(holder).ljust(256))
+    os.utime(path, (time.time() - age, time.time() - age))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def caplog_ferjax(caplog):
+    logger = logging.getLogger("ferjax")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, "ferjax")
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_a_second_trainer_on_this_host_is_refused_until_the_first_ends(tmp_path):
+    first = lock(tmp_path)
+    first.acquire()
+    code = (
+        "import sys; from pathlib import Path; from ferjax.engine.lock import WorkdirLock\n"
+        "WorkdirLock(Path(sys.argv[1])).acquire()"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert f"is being trained by process {os.getpid()} on" in second.stderr
+    first.release()
+    assert (tmp_path / "lock").read_text() == ""
+    again = lock(tmp_path)
+    again.acquire()
+    again.release()
+
+
+def test_the_heartbeat_changes_the_file(tmp_path):
+    held = lock(tmp_path)
+    held.acquire()
+    path = tmp_path / "lock"
+    before = path.read_text()
+    wait_for(lambda: path.read_text() != before)
+    old, new = json.loads(before), json.loads(path.read_text())
+    assert old["id"] == new["id"]
+    held.release()
+
+
+def test_a_dead_holder_on_this_host_is_forgotten_at_once(tmp_path, caplog_ferjax):
+    import socket
+
+    write(tmp_path, {**ELSEWHERE, "host": socket.gethostname()})
+    held = WorkdirLock(tmp_path, stale=1e6)
+    held.acquire()
+    held.release()
+    assert not caplog_ferjax.messages
+
+
+def test_a_stale_lock_of_another_host_is_taken_over_with_a_warning(tmp_path, caplog_ferjax):
+    write(tmp_path, age=100)
+    held = lock(tmp_path)
+    held.acquire()
+    held.release()
+    assert "process 7 on elsewhere gave no sign of life" in caplog_ferjax.text
+
+
+def test_a_holder_on_another_host_that_falls_silent_is_waited_for(tmp_path, caplog_ferjax):
+    write(tmp_path, age=-0.5)  # however slow this machine is, the holder still seems alive
+    held = lock(tmp_path)
+    held.acquire()
+    held.release()
+    assert "to see whether process 7 on elsewhere still trains here" in caplog_ferjax.text
+    assert "is taken over" in caplog_ferjax.text
+
+
+def test_a_living_holder_on_another_host_is_respected(tmp_path):
+    done = threading.Event()
+
+    def beat():
+        while not done.wait(0.02):
+            with (tmp_path / "lock").open("r+") as file:
+                file.write(json.dumps({**ELSEWHERE, "beat": time.time()}).ljust(256))
+
+    write(tmp_path)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="is being trained by process 7 on elsewhere"):
+            WorkdirLock(tmp_path, beat=0.05, stale=30).acquire()
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path):
+    held = lock(tmp_path)
+    held.acquire()
+    held.check()
+    with (tmp_path / "lock").open("r+") as file:
+        file.write(json.dumps(ELSEWHERE).ljust(256))
+
+    wait_for(lambda: held.lost)
+    with pytest.raises(LostLockError, match="taken over by process 7 on elsewhere"):
+        held.check()
+    held.release()
+    assert json.loads((tmp_path / "lock").read_text()) == ELSEWHERE

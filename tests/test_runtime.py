@@ -1,0 +1,161 @@
+"""How a command finds the other processes, and where it keeps compiled programs."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ferjax import runtime
+from ferjax.config import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("", None, None), None),
+        (("", 1, None), None),
+        (("a:1", 2, 1), {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}),
+        (("[::1]:80", 1, 0), {"coordinator_address": "[::1]:80", "num_processes": 1}),
+    ],
+)
+def test_flags(given, expected):
+    join = runtime.from_flags(*given)
+    assert (join is None) == (expected is None)
+    if expected:
+        how, arguments = join
+        assert how == "flags"
+        assert expected.items() <= arguments.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("a:1", None, None), "--coordinator without --num_processes and --process_id"),
+        (("a:1", 2, None), "--coordinator, --num_processes without --process_id"),
+        (("", 2, 1), "--num_processes, --process_id without --coordinator"),
+        (("a", 2, 1), "it is HOST:PORT"),
+        (("a:b", 2, 1), "it is HOST:PORT"),
+        (("a:1", 2, 2), "ids count from 0"),
+    ],
+)
+def test_flags_that_make_no_sense(given, message):
+    with pytest.raises(UserError, match=message):
+        runtime.from_flags(*given)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NODELIST": "node[1-4]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+    "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
+
+
+def without(environ, name):
+    return {k: v for k, v in environ.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (SLURM, "SLURM"),
+        ({**SLURM, "SLURM_NTASKS": "1"}, None),
+        (MPI, "Open MPI"),
+        ({**MPI, "OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "1"}, "TPU workers"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_environment(environ, expected):
+    join = runtime.from_environment(environ)
+    assert (join and join[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (
+            without(SLURM, "SLURM_STEP_NODELIST"),
+            "SLURM_STEP_NODELIST is not set: start it with srun",
+        ),
+        (
+            without(MPI, "OMPI_COMM_WORLD_RANK"),
+            "OMPI_COMM_WORLD_RANK is not set: start it with mpi",
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "TPU_WORKER_ID is not set"),
+    ],
+)
+def test_half_given_environment(environ, message):
+    with pytest.raises(UserError, match=message):
+        runtime.from_environment(environ)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kubernetes") is not None, reason="it is installed")
+def test_kubernetes_without_its_package():
+    environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    with pytest.raises(UserError, match="the package kubernetes is not installed"):
+        runtime.from_environment(environ)
+
+
+def test_a_peer_that_never_comes_ends_with_a_line():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"""
+from absl import app, flags
+from ferjax import runtime
+runtime.define_flags()
+app.run(lambda _: runtime.start(), argv=["x", "--coordinator=127.0.0.1:{port}",
+    "--num_processes=2", "--process_id=0", "--join_timeout=2"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=100,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"not all processes met within 2 s at the coordinator (127.0.0.1:{port})" in done.stdout
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """What `jax.config.update` is called with."""
+    seen = {}
+    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    return seen
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(settings, tmp_path):
+    runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path)})
+    directory = settings["jax_compilation_cache_dir"]
+    assert directory.startswith(f"{tmp_path}/ferjax/xla/")
+    assert os.path.isdir(directory)
+
+
+def test_the_users_own_choice_of_a_cache_stands(settings, tmp_path):
+    runtime.set_compilation_cache({"JAX_COMPILATION_CACHE_DIR": str(tmp_path)})
+    assert not settings  # JAX reads it itself
+    runtime.set_compilation_cache({"JAX_COMPILATION_CACHE_DIR": ""})
+    assert settings == {"jax_enable_compilation_cache": False}
+
+
+def test_a_home_that_cant_be_written_is_no_error(settings, tmp_path):
+    (tmp_path / "file").touch()
+    runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert not settings
