@@ -24,6 +24,7 @@ from ferjax.engine.profiler import Profiler
 
 log = logging.getLogger("ferjax")
 
+_NOTHING = contextlib.nullcontext()
 CALLS_IN_FLIGHT = 2  # how far the host may run ahead of the metrics that it has read
 
 
@@ -196,7 +197,9 @@ def _progress_bar(run: Experiment, step: int) -> Iterator[tqdm.tqdm]:
         disable=run.layout.process > 0,
         smoothing=0.05,
     )
-    with bar, logging_redirect_tqdm([log]):
+    # Without a bar there is nothing to write above, and the redirection would add a console.
+    redirection = logging_redirect_tqdm([log]) if run.layout.process == 0 else _NOTHING
+    with bar, redirection:
         yield bar
 
 
