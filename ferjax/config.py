@@ -103,6 +103,7 @@ def base() -> ConfigDict:
             "parallel": "pmap",  # pmap | shard_map
             "deterministic": False,  # the same bits in every run on a GPU, at some cost in speed
             "microbatches": 1,  # parts that a device's batch is worked off in, for less memory
+            "on_nan": "stop",  # stop | skip: leave the state as it was, and stop after 10 in a row
             "profile": "",  # START:STEPS: a profiler trace of these steps in <workdir>/profile
             "steps_per_call": 0,  # 0: 16 on a GPU or TPU, 1 on a CPU
             "stop_after_steps": 0,  # save and exit with 75 at this step; 0: never
@@ -314,6 +315,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
     choices = {
         "dtype": ("float32", "bfloat16", "float64"),
         "parallel": ("pmap", "shard_map"),
+        "on_nan": ("stop", "skip"),
         "optimizer.name": ("sgd", "adam", "adamw"),
         "optimizer.schedule": ("cosine", "cosine_7_16", "constant"),
         "data.unlabeled": ("rest", "all"),

@@ -7,6 +7,7 @@ because Orbax restores a flipped bit without a word.
 
 import json
 import logging
+import shutil
 import time
 import zlib
 from pathlib import Path
@@ -23,6 +24,9 @@ from ferjax.engine import processes
 
 log = logging.getLogger("ferjax")
 
+_OVERHEAD = 1 << 16  # bytes of a checkpoint beside its arrays: names, shapes, meta
+_WRITE_ERRORS = (OSError, ValueError)  # TensorStore's RESOURCE_EXHAUSTED is a ValueError
+
 
 class Checkpoints:
     """The trainer's checkpoints: saved asynchronously, the latest few and the best kept.
@@ -30,6 +34,9 @@ class Checkpoints:
     Args:
       directory: `<workdir>/checkpoints`.
       keep: how many of the latest are kept, besides the best by accuracy on public_test.
+
+    Attributes:
+      failed: whether the newest save has failed.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -50,39 +57,69 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # of saves that a kill cut off
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._saving, self._needed = 0, 0  # the step in flight, the bytes that it takes
+        self.failed = False
 
     def save(self, state: Any, meta: dict[str, Any], accuracy: float | None) -> None:
         """Starts saving a state of host arrays; waits only for the save before it.
+
+        If the disk is full, a warning says so, and what was saved before stays.
 
         Args:
           state: a TrainState of NumPy arrays; it must not be changed afterwards.
           meta: JSON content that the resumed run needs.
           accuracy: on public_test at this step, None where it was not evaluated.
         """
-        step = int(state.step)
+        self.wait()
+        step, tree = int(state.step), to_state_dict(state)
+        self._saving, self.failed = step, False
+        self._needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
+        free = processes.first(lambda: shutil.disk_usage(self.directory).free)
+        if free < self._needed:
+            self._warn(f"{free / 1e6:,.1f} MB are free")
+            return
         if step in self._manager.all_steps():
             # It was saved before it was scored. A kill in between loses it, not the one before.
             self._manager.delete(step)
-        tree = to_state_dict(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(tree),
-                meta=ocp.args.JsonSave({**meta, "accuracy": accuracy, "crc": checksums(tree)}),
-            ),
-            metrics=None if accuracy is None else {"accuracy": accuracy},
-        )
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree),
+                    meta=ocp.args.JsonSave({**meta, "accuracy": accuracy, "crc": checksums(tree)}),
+                ),
+                metrics=None if accuracy is None else {"accuracy": accuracy},
+            )
+        except _WRITE_ERRORS as error:
+            self._warn(str(error))
 
     def latest_step(self) -> int | None:
         """The newest step that is saved, None if there is none."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Until the save in flight is on disk."""
-        self._manager.wait_until_finished()
+        """Until the save in flight is on disk, or has failed: see `failed`."""
+        try:
+            self._manager.wait_until_finished()
+        except _WRITE_ERRORS as error:
+            self._warn(str(error))
+
+    def _warn(self, why: str) -> None:
+        """Says that a save has failed, and removes what there is of it, which takes up room."""
+        self.failed = True
+        for unfinished in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        latest = self._manager.latest_step()
+        log.warning(
+            "step %d could not be saved in %s, which takes %.1f MB: %s. Training goes on; the last "
+            "checkpoint is %s: free some room",
+            *(self._saving, self.directory, self._needed / 1e6, " ".join(why.split())[:200]),
+            "none" if latest is None else f"step {latest}",
+        )
 
     def close(self) -> None:
         """Finishes the save in flight and lets go of the directory."""
+        self.wait()
         self._manager.close()
 
 

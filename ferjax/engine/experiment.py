@@ -92,6 +92,7 @@ class Experiment:
             dtype=dtype,
             microbatches=config.microbatches,
             loops=self.layout.platform != "cpu",
+            skip_not_finite=config.on_nan == "skip",
         )
         self.lock = WorkdirLock(workdir)
         self.predict = make_predict(
@@ -199,6 +200,11 @@ class Experiment:
             "wishes": self.layout.wishes(wishes),
         }
         return self._calls[count](state, self.layout.shard(shard, axis=1), data)
+
+    def rows(self, step: int) -> dict[str, list[int]]:
+        """The official rows of the images of one step, by part of the batch."""
+        rows = self.dataset.splits["train"].rows
+        return {name: [int(row) for row in rows[b(step)]] for name, b in self.batches.items()}
 
     def next_stop(self, step: int) -> int:
         """Where the call that starts at `step` ends.

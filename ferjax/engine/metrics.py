@@ -23,6 +23,8 @@ log = logging.getLogger("ferjax")
 # that of the steps alone; the first row of a start has its compilation in it.
 CLOCK_FIELDS = ("seconds", "images_per_second")
 
+SKIPS_IN_A_ROW = 10  # steps that are not finite, after which --config.on_nan=skip gives up
+
 
 class Accumulator:
     """Weighted means since the last row, as `clu.metrics.Average`s in float64 on the host.
@@ -123,7 +125,7 @@ class Recorder:
     """Reads the metrics of calls some calls later, so that the device never waits for the host.
 
     Args:
-      run: has `steps`, `per_epoch`, `config.log_every` and `batches`.
+      run: the `Experiment`.
       writer: gets a row every `log_every` steps.
       content: of `to_json`, from the checkpoint that the run goes on from.
       last_good: the newest saved step, for the message when training diverges.
@@ -139,6 +141,7 @@ class Recorder:
         self._images_a_step = sum(b.size for b in run.batches.values())
         self._started = self._row_at = time.monotonic()
         self._row_steps, self._row_pause = 0, 0.0
+        self._skipped = 0  # steps in a row that were left out
 
     def add(self, first: int, metrics: Any) -> None:
         """Takes the metrics (sums [k], weights [k]) of the call that started at step `first`."""
@@ -154,7 +157,7 @@ class Recorder:
             first, metrics = self._unread.popleft()
             metrics = host(metrics)
             for i in range(len(metrics["loss"][0])):
-                self._check(first + i, metrics["loss"][0][i], metrics["grad_norm"][0][i])
+                self._check(first + i, {name: pair[0][i] for name, pair in metrics.items()})
                 self._sums.add({name: (s[i], w[i]) for name, (s, w) in metrics.items()})
                 self._row_steps += 1
                 self._write(first + i + 1)
@@ -193,17 +196,34 @@ class Recorder:
         kept = {name: means.get(name) for name in ("loss", "mask_rate")}
         self.shown = {name: f"{value:.3f}" for name, value in kept.items() if value is not None}
 
-    def _check(self, step: int, loss: Any, grad_norm: Any) -> None:
-        for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
-            if not math.isfinite(value):
-                self._refuse(f"the {name}", value, step)
+    def _check(self, step: int, values: dict[str, Any]) -> None:
+        self._skipped = self._skipped + 1 if values.get("skipped") else 0
+        if self._skipped:
+            log.warning("step %d was skipped: its loss or gradient is not finite", step)
+            if self._skipped == SKIPS_IN_A_ROW:
+                self._refuse(
+                    "the loss or its gradient", f"not finite, {SKIPS_IN_A_ROW}th time", step
+                )
+        for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(values[name]):
+                self._refuse(what, values[name], step)
 
     def _refuse(self, what: str, value: Any, step: int) -> None:
         last = self._last_good()
+        note = self._run.workdir / "not_finite.json"
+        if self._run.layout.process == 0:
+            content = {
+                "step": step,
+                "what": what,
+                "value": str(value),
+                "rows": self._run.rows(step),
+            }
+            note.write_text(json.dumps(content) + "\n")
         raise NotFiniteError(
             f"{what} is {value} at step {step}; the last good checkpoint is "
-            f"{f'step {last}' if last else 'none'}: lower config.optimizer.learning_rate or clip "
-            "with config.optimizer.clip_norm, in another --workdir"
+            f"{f'step {last}' if last else 'none'}; the rows of the step's images are in {note}: "
+            "lower config.optimizer.learning_rate or clip with config.optimizer.clip_norm, in "
+            "another --workdir"
         )
 
 

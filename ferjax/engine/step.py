@@ -58,6 +58,7 @@ def make_step(
     dtype: Any = jnp.float32,
     microbatches: int = 1,
     loops: bool = True,
+    skip_not_finite: bool = False,
 ) -> Step:
     """Builds `step(state, index, data) -> (state, metrics)` for one device.
 
@@ -75,6 +76,8 @@ def make_step(
         those of a part. Without such statistics the result is the same.
       loops: whether the parts may run in a loop; else the program repeats them, because convolution
         gradients inside any XLA:CPU loop are 11-30 times slower (DESIGN.md).
+      skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is
+        NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`.
     """
 
     full = jnp.promote_types(dtype, jnp.float32)
@@ -136,15 +139,15 @@ def make_step(
         metrics["loss"] = (jax.lax.pmean(loss, AXIS), one)
         metrics["grad_norm"] = (optax.global_norm(grads), one)
         metrics["learning_rate"] = (jnp.asarray(schedule(state.step), loss.dtype), one)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=ema,
-            extra=extra,
+        new = state.replace(
+            params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema, extra=extra
         )
-        return state, metrics
+        if skip_not_finite:
+            finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
+            metrics["skipped"] = (1 - finite.astype(loss.dtype), one)
+        return new.replace(step=state.step + 1), metrics
 
     return step
 

@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ferjax.analysis import scores
-from ferjax.config import EXIT_OK, EXIT_PREEMPTED, write_json
+from ferjax.config import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, write_json
 from ferjax.engine.checkpoint import Checkpoints, restore_latest
 from ferjax.engine.evaluation import Interrupted
 from ferjax.engine.experiment import SELECTION_SPLIT, Experiment
@@ -32,7 +32,7 @@ def train(config: FrozenConfigDict, workdir: Path) -> int:
     """Trains to the end of the schedule, or until told to stop.
 
     Returns:
-      The exit status: 0 done, 75 stopped early after saving.
+      The exit status: 0 done, 75 stopped early after saving, 1 at the end of a full disk.
 
     Raises:
       UserError: see `Experiment`.
@@ -54,9 +54,15 @@ def train(config: FrozenConfigDict, workdir: Path) -> int:
                 going = trainer.save(evaluate=evaluate) and not stop
         trainer.checkpoints.wait()
         if trainer.step < run.steps or trainer.unscored:
+            if trainer.checkpoints.failed:
+                log.error("stopped at step %d of %d, not saved", *trainer.progress)
+                return EXIT_FAILED
             log.info("stopped at step %d of %d, saved: start again to go on", *trainer.progress)
             return EXIT_PREEMPTED
         trainer.finish()
+        if trainer.checkpoints.failed:
+            log.error("the last step is not saved: free some room, and start again")
+            return EXIT_FAILED
     return EXIT_OK
 
 

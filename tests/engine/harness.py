@@ -72,6 +72,7 @@ class Small:
             dtype=jnp.dtype(config.dtype),
             microbatches=config.microbatches,
             loops=loops,
+            skip_not_finite=config.on_nan == "skip",
         )
         size, mu = config.batch_size, self.algorithm.mu
         self.batches = {"labeled": Batches(np.arange(IMAGES // 3), size, config.seed, "labeled")}

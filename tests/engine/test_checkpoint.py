@@ -1,6 +1,10 @@
 """Checkpoints: what is kept, chosen, and refused."""
 
 import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import flax.struct
 import jax
@@ -144,3 +148,52 @@ def test_reading_deletes_nothing(tmp_path):
     before = steps(tmp_path)
     checkpoint.read(checkpoint.choose(tmp_path, "best"))
     assert steps(tmp_path) == before == [1, 2, 3]
+
+
+def test_a_full_disk_warns_and_keeps_what_is_saved(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("ferjax"), "propagate", True)
+    free = [10**9]
+    monkeypatch.setattr(
+        checkpoint.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free[0])
+    )
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    checkpoints.save(make_state(1), {}, 0.5)
+    free[0] = 50_000
+    checkpoints.save(make_state(2), {}, 0.5)
+    assert checkpoints.failed
+    message = f"step 2 could not be saved in {tmp_path}/checkpoints, which takes 0.1 MB: 0.1 MB are"
+    assert message in caplog.text
+    assert "the last checkpoint is step 1" in caplog.text
+    free[0] = 10**9
+    checkpoints.save(make_state(3), {}, 0.5)
+    checkpoints.close()
+    assert not checkpoints.failed
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_write_that_fails_halfway_leaves_nothing_and_training_goes_on(tmp_path):
+    """Files may not grow beyond 100 kB in this process: as if the disk became full meanwhile."""
+    code = f"""
+import logging, resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from test_checkpoint import Checkpoints, Path, make_state
+logging.getLogger("ferjax").addHandler(logging.StreamHandler(sys.stdout))
+checkpoints = Checkpoints(Path({str(tmp_path)!r}) / "checkpoints", 2)
+checkpoints.save(make_state(1), {{}}, 0.5)
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+rng = np.random.default_rng(0)
+big = {{"kernel": rng.normal(size=(256, 256)).astype(np.float32)}}
+checkpoints.save(make_state(2).replace(params=big), {{}}, 0.5)
+checkpoints.wait()
+assert checkpoints.failed
+checkpoints.save(make_state(3), {{}}, 0.5)
+checkpoints.close()
+assert not checkpoints.failed
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step 2 could not be saved" in done.stdout
+    assert steps(tmp_path) == [1, 3]
+    assert equal(checkpoint.read(tmp_path / "checkpoints" / "3")[0]["params"], make_state(3).params)

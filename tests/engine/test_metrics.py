@@ -78,11 +78,18 @@ class FakeRun:
     steps, per_epoch = 5, 2
     config = types.SimpleNamespace(log_every=2)
     batches: typing.ClassVar = {"labeled": types.SimpleNamespace(size=8)}
+    layout = types.SimpleNamespace(process=0)
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+
+    def rows(self, step):
+        return {"labeled": [step, 100]}
 
 
 def make_recorder(workdir):
     writer = Writer(workdir, 0, active=True)
-    return Recorder(FakeRun, writer, {}, lambda: 3)
+    return Recorder(FakeRun(workdir), writer, {}, lambda: 3)
 
 
 def metrics(*losses, norm=1.0):
@@ -128,6 +135,29 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, bad):
     recorder.add(3, bad)
     with pytest.raises(NotFiniteError, match=r"at step [34]; the last good checkpoint is step 3"):
         recorder.read(0)
+
+
+def test_divergence_names_the_images(tmp_path):
+    recorder = make_recorder(tmp_path)
+    recorder.add(3, metrics(1.0, float("nan")))
+    with pytest.raises(NotFiniteError, match=r"rows of the step's images are in .*not_finite\.json"):
+        recorder.read(0)
+    note = json.loads((tmp_path / "not_finite.json").read_text())
+    assert (note["step"], note["rows"]) == (4, {"labeled": [4, 100]})
+
+
+def test_skipped_steps_are_counted_and_end_after_too_many_in_a_row(tmp_path):
+    recorder = make_recorder(tmp_path)
+
+    def steps(first, *skipped):
+        values = metrics(*[0.0] * len(skipped))
+        recorder.add(first, {**values, "skipped": (np.array(skipped), np.ones(len(skipped)))})
+        recorder.read(0)
+
+    steps(0, *[1.0] * 9, 0.0)
+    steps(10, *[1.0] * 9)
+    with pytest.raises(NotFiniteError, match="10th time at step 19"):
+        steps(19, 1.0)
 
 
 def test_a_diverged_state_is_not_saved(tmp_path):

@@ -114,3 +114,20 @@ def test_microbatches_thread_statistics_from_part_to_part(one):
         if "mean" in jax.tree_util.keystr(path):
             # Both parts' means are near the whole batch's; two steps towards it instead of one.
             np.testing.assert_allclose(b, a * (1 - keep**2) / (1 - keep), rtol=0.2, atol=1e-3)
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(one):
+    config = harness.make_config(dtype="float32", algorithm={"name": "supervised"}, on_nan="skip")
+    small = harness.Small(config)
+    good = small.run(one, steps=1)[0]
+    bad = jax.tree.map(np.copy, good)
+    bad.params["classifier"]["bias"][:] = np.nan
+    state, metrics = small.run(one, steps=1, state=bad)
+    assert metrics["skipped"][0] == 1
+    assert metrics["loss"] == (0, 0)
+    assert state.step == bad.step + 1
+    for a, b in zip(leaves(state.replace(step=bad.step)), leaves(bad), strict=True):
+        np.testing.assert_array_equal(a, b)
+    state, metrics = small.run(one, steps=1, state=good)
+    assert metrics["skipped"][0] == 0
+    assert not np.array_equal(state.params["classifier"]["bias"], good.params["classifier"]["bias"])
