@@ -163,8 +163,10 @@ def test_a_profile_of_some_steps(tmp_path, data_dir):
 def test_stopping_early_saves_and_exits_with_75(finished, tmp_path):
     workdir = tmp_path / "stopped"
     args = [*SMALL, f"--workdir={workdir}"]
-    first = ferjax("main", *args, "--config.stop_after_steps=7")
+    advice = "--config.cpu_config=configs/fixmatch.py:cpu"
+    first = ferjax("main", *args, "--config.stop_after_steps=7", advice)
     assert first.returncode == 75, first.stderr
+    assert "hours; try --config=configs/fixmatch.py:cpu" in first.stdout
     assert saved(workdir) == {7}
     # Two virtual devices go on where one stopped: same numbers to float tolerance.
     second = ferjax("main", *args, "--config.parallel=shard_map", devices=2)

@@ -1,4 +1,4 @@
-"""A stand-in for gcloud, and for what a TPU worker has, put on PATH by test_tpu.py.
+"""A stand-in for gcloud, and for what a TPU worker has, put on PATH by cloud_harness.py.
 
 It takes only what gcloud_grammar.json lists, records each call, and plays a story from state.json
 in the directory FAKE_CLOUD. Commands for workers really run, in a directory for each worker that is
@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CLOUD = Path(os.environ["FAKE_CLOUD"])
+CLOUD = Path(os.environ.get("FAKE_CLOUD", "/nonexistent"))
 GRAMMAR = json.loads(Path(__file__).with_name("gcloud_grammar.json").read_text())
 
 
@@ -235,7 +235,9 @@ def refuse(text, status=2):
     sys.exit(status)
 
 
+PYTHON = '#!/bin/sh\n[ ! -e "$HOME/read-only" ]\n'  # of the workers' environment
 TOOLS = {
+    "venv-python": PYTHON,
     "hostname": 'echo "t1v-n-w-$WORKER"',
     "sudo": 'exec "$@"',
     "fuser": 'cat "$HOME/holders" 2>/dev/null; rm -f "$HOME/holders"',
@@ -271,8 +273,7 @@ echo "$WORKER" >> "$FAKE_CLOUD/started"
 printf '%s ' "$@" >> "$HOME/python3.calls"; echo >> "$HOME/python3.calls"
 case "$*" in
   "-m uv"*" venv "*) mkdir -p "$HOME/ferjax-venv/bin"
-    printf '#!/bin/sh\\n[ ! -e "$HOME/read-only" ]\\n' > "$HOME/ferjax-venv/bin/python"
-    chmod +x "$HOME/ferjax-venv/bin/python" ;;
+    cp "$FAKE_CLOUD/tools/venv-python" "$HOME/ferjax-venv/bin/python" ;;
 esac
 """,
 }
