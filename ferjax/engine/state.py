@@ -86,20 +86,22 @@ def init_state(
     """
     image = jnp.zeros((1, *image_shape), dtype)
 
-    @jax.jit
-    def init(key: jax.Array) -> Any:
-        variables = model.init(key, image)
-        return jax.tree.map(lambda x: x.astype(dtype), variables)
+    def init(seed: jax.Array) -> TrainState:
+        variables = model.init(jax.random.key(seed), image)
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=seed,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            ema={"params": params, "batch_stats": batch_stats},
+            extra=algorithm.init_extra(num_classes, num_images),
+        )
 
-    variables = init(jax.random.key(seed))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        seed=jnp.asarray(seed, jnp.uint32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        # A copy: donating one buffer under two names is an error.
-        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}),
-        extra=algorithm.init_extra(num_classes, num_images),
-    )
+    # XLA:CPU takes 8 s to optimise the random numbers of a small network's kernels, which run once;
+    # level 1 takes 2 s and gives the same weights. Level 0 rounds differently.
+    on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    return jax.jit(init, compiler_options=options)(jnp.asarray(seed, jnp.uint32))
