@@ -1,11 +1,13 @@
 """benchmarks/augment.py on small batches, and its peers' operations against Pillow and ours."""
 
+import importlib
 import json
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -14,10 +16,6 @@ from PIL import Image
 
 from ferjax.augment import policies
 from ferjax.augment.randaugment import OPS
-
-torch = pytest.importorskip("torch")
-
-import peer_views  # noqa: E402  (needs torch)
 
 ROOT = Path(__file__).parents[2]
 DATA = {"image_size": 0, "channels": 1, "mean": (0.5,), "std": (0.25,)}
@@ -34,8 +32,20 @@ def get_config():
 """
 
 
+@pytest.fixture
+def torch() -> ModuleType:
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def peer_views(torch: ModuleType) -> ModuleType:
+    return importlib.import_module("peer_views")
+
+
 @pytest.mark.parametrize("torch_is_there", [True, False])
 def test_a_run(tmp_path: Path, torch_is_there: bool):
+    if torch_is_there:
+        pytest.importorskip("torch")
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     program = (
@@ -88,7 +98,7 @@ def faces(count: int = 6, side: int = 24) -> np.ndarray:
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in ("identity", "colour")])
 @pytest.mark.parametrize("style", ["original", "uniform"])
-def test_tensor_operations_are_pillows(op: str, style: str):
+def test_tensor_operations_are_pillows(torch, peer_views, op: str, style: str):
     images = faces()
     random.seed(1)
     levels = [float(peer_views.magnitude(op, style, 24)) for _ in images]
@@ -112,12 +122,14 @@ def test_tensor_operations_are_pillows(op: str, style: str):
         assert error.max() <= 1
 
 
-@pytest.mark.parametrize("view", [peer_views.PillowView, peer_views.TensorView])
+@pytest.mark.parametrize("view", ["PillowView", "TensorView"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_without_operations_views_are_normalised_images(view: type, channels: int):
+def test_without_operations_views_are_normalised_images(
+    torch, peer_views, view: str, channels: int
+):
     images = faces()
-    made = view(vars(policies.NONE), {**DATA, "channels": channels})
-    if view is peer_views.PillowView:
+    made = getattr(peer_views, view)(vars(policies.NONE), {**DATA, "channels": channels})
+    if view == "PillowView":
         got = torch.stack([made(x) for x in images])
     else:
         got = made(torch.from_numpy(images)[:, None])
@@ -126,7 +138,7 @@ def test_without_operations_views_are_normalised_images(view: type, channels: in
     np.testing.assert_allclose(got, np.broadcast_to(want, got.shape), atol=1e-5)
 
 
-def test_all_three_strong_views_have_the_same_statistics():
+def test_all_three_strong_views_have_the_same_statistics(torch, peer_views):
     """Ours, Pillow's and the tensors' are draws of one distribution: compare means over many."""
     images = np.repeat(faces(2, 16), 400, axis=0)
     random.seed(0)
@@ -157,7 +169,9 @@ def test_all_three_strong_views_have_the_same_statistics():
         (policies.STRONG_USB, DATA),
     ],
 )
-def test_other_policies_give_views_of_the_size(policy: policies.Policy, data: dict):
+def test_other_policies_give_views_of_the_size(
+    torch, peer_views, policy: policies.Policy, data: dict
+):
     images = faces()
     side, channels = data["image_size"] or 24, data["channels"]
     one = peer_views.PillowView(vars(policy), data)(images[0])
@@ -169,6 +183,6 @@ def test_other_policies_give_views_of_the_size(policy: policies.Policy, data: di
         assert -2.001 <= float(view.min()) < float(view.max()) <= 2.001
 
 
-def test_what_the_peer_lacks_is_a_user_error():
+def test_what_the_peer_lacks_is_a_user_error(peer_views):
     with pytest.raises(peer_views.UserError, match="no rotation"):
         peer_views.PillowView({**vars(policies.WEAK), "rotation": 10.0}, DATA)

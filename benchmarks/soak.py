@@ -1,0 +1,161 @@
+"""SIGKILL at random moments: does a run that is killed again and again lose anything?
+
+    python benchmarks/soak.py [--kills=50] [--seed=0] [--table]
+
+Trains a small network on synthetic faces twice: undisturbed, and killed `--kills` times at moments
+drawn from 0 to a few seconds after its first step of a start, so that imports, data, restoring,
+compilation, steps, evaluations and saves are all hit. After each kill every finished checkpoint is
+read and its checksums verified, and metrics.jsonl is read. At the end parameters, EMA, statistics,
+optimizer state and metrics rows (clock fields aside) must equal the undisturbed run's bit for bit.
+About 10 s a kill on two CPU cores. Exit status 1 if anything was lost, doubled or changed.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import emit, machine
+
+from ferjax.engine import checkpoint
+from ferjax.engine.metrics import CLOCK_FIELDS, read_rows
+
+ROOT = Path(__file__).parent.parent
+RUN = (
+    f"--config={ROOT}/configs/quickstart.py",
+    "--config.data.name=synthetic_faces/tiny",
+    "--config.data.labeled=4/class",
+    "--config.model.layers=('conv 8 3 nobias','bn','relu','maxpool 4','gap','dropout 0.2')",
+    "--config.views.strong.policy=weak",
+    "--config.batch_size=8",
+    "--config.algorithm.mu=1",
+    "--config.log_every=7",
+    "--config.evaluate.every_epochs=3",
+    "--config.checkpoint.every_minutes=0.01",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=0, help="0: 30 for each kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    run = (*RUN, f"--config.epochs={args.epochs or 30 * args.kills}")
+    with tempfile.TemporaryDirectory() as work:
+        whole, killed = Path(work, "whole"), Path(work, "killed")
+        began = time.monotonic()
+        status = start(run, whole).wait()
+        undisturbed = time.monotonic() - began
+        if status:
+            raise SystemExit(f"the undisturbed run ended with status {status}")
+        hits, problems = soak(run, killed, args.kills, random.Random(args.seed))
+        problems += differences(whole, killed)
+        steps = read_rows(whole / "metrics.jsonl")[-1]["step"]
+    record = {
+        "benchmark": "soak",
+        "kills": sum(hits.values()),
+        "hit": dict(hits),
+        "steps": steps,
+        "undisturbed_s": round(undisturbed, 1),
+        "problems": problems,
+        **machine(),
+    }
+    emit(record, args.table)
+    return 1 if problems else 0
+
+
+def start(run: tuple[str, ...], workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ferjax.main", *run, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def soak(
+    run: tuple[str, ...], workdir: Path, kills: int, draw: random.Random
+) -> tuple[collections.Counter, list[str]]:
+    """Kills `kills` times, then lets the run end; (where it was hit, what went wrong)."""
+    hits: collections.Counter = collections.Counter()
+    problems: list[str] = []
+    startup = 10.0  # seconds to the first new row; measured at each start that got so far
+    while sum(hits.values()) < kills:
+        process, began = start(run, workdir), time.monotonic()
+        before = newest(workdir)
+        after = draw.uniform(0, startup) if draw.random() < 0.4 else None
+        deadline = began + after if after else None
+        while process.poll() is None and (deadline is None or time.monotonic() < deadline):
+            if deadline is None and newest(workdir) > before:
+                startup = time.monotonic() - began
+                deadline = time.monotonic() + draw.uniform(0, 3)
+            time.sleep(0.005)
+        if process.poll() is None:
+            hits[phase(workdir, before)] += 1
+            process.send_signal(signal.SIGKILL)
+        status = process.wait()
+        if status == 0:
+            problems.append(f"the run ended after {sum(hits.values())} kills: give more --epochs")
+            return hits, problems
+        if status != -signal.SIGKILL:
+            problems.append(f"status {status} instead of a kill")
+        for path in checkpoint.saved(workdir):
+            try:
+                checkpoint.read(path)
+            except checkpoint.DamagedError as error:
+                problems.append(str(error))
+    if status := start(run, workdir).wait():
+        problems.append(f"the last start ended with status {status}")
+    if (workdir / "damaged").exists():
+        problems.append("a checkpoint was found damaged")
+    return hits, problems
+
+
+def newest(workdir: Path) -> int:
+    """The newest saved step."""
+    return max((int(path.name) for path in checkpoint.saved(workdir)), default=0)
+
+
+def phase(workdir: Path, before: int) -> str:
+    """What a running trainer is doing, as far as its files tell."""
+    if list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
+        return "saving"
+    return "training or evaluating" if newest(workdir) > before else "starting"
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """How the killed run differs from the undisturbed one."""
+    found = []
+    sums = [
+        checkpoint.checksums(checkpoint.read(checkpoint.choose(w, "latest"))[0])
+        for w in (whole, killed)
+    ]
+    found += [f"{name} differs" for name in sums[0] if sums[0][name] != sums[1].get(name)]
+    rows = [
+        [
+            json.dumps({k: v for k, v in row.items() if k not in CLOCK_FIELDS})
+            for row in read_rows(w / "metrics.jsonl")
+        ]
+        for w in (whole, killed)
+    ]
+    if rows[0] != rows[1]:
+        missing, extra = set(rows[0]) - set(rows[1]), set(rows[1]) - set(rows[0])
+        found.append(
+            f"metrics rows: {len(missing)} lost, {len(extra)} changed, {len(rows[1])} of "
+            f"{len(rows[0])}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
