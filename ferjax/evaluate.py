@@ -44,7 +44,11 @@ def main() -> int:
         raise UserError(f"--split={FLAGS.split}: use {', '.join(SPLITS)}")
     workdir = Path(FLAGS.workdir)
     config = configs.load(workdir / "config.json")
-    runtime.start(deterministic=config.deterministic, float64=config.dtype == "float64")
+    runtime.start(
+        config.evaluate.batch_size,
+        deterministic=config.deterministic,
+        float64=config.dtype == "float64",
+    )
     data = load_data(
         config,
         (FLAGS.split,),

@@ -49,7 +49,11 @@ def main() -> int:
             given["data"][key] = os.path.abspath(os.path.expanduser(value))
     config = configs.finalize(given)
     workdir = Path(FLAGS.workdir or Path("runs") / config.name)
-    runtime.start(deterministic=config.deterministic, float64=config.dtype == "float64")
+    runtime.start(
+        config.batch_size // config.microbatches,
+        deterministic=config.deterministic,
+        float64=config.dtype == "float64",
+    )
     start_logs(workdir)
     if hint := unused_gpu():
         log.warning(hint)

@@ -119,7 +119,7 @@ def test_a_peer_that_never_comes_ends_with_a_line():
 from absl import app, flags
 from ferjax import runtime
 runtime.define_flags()
-app.run(lambda _: runtime.start(), argv=["x", "--coordinator=127.0.0.1:{port}",
+app.run(lambda _: runtime.start(8), argv=["x", "--coordinator=127.0.0.1:{port}",
     "--num_processes=2", "--process_id=0", "--join_timeout=2"])
 """
     done = subprocess.run(
@@ -131,6 +131,27 @@ app.run(lambda _: runtime.start(), argv=["x", "--coordinator=127.0.0.1:{port}",
     )
     assert done.returncode == 1, done.stderr
     assert f"not all processes met within 2 s at the coordinator (127.0.0.1:{port})" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "expected"),
+    [(64, 2, 2), (64, 1, 1), (7, 2, 1), (6, 4, 3), (64, 64, 8), (9, 8, 3)],
+)
+def test_a_device_for_each_core(settings, monkeypatch, batch_size, cores, expected):
+    monkeypatch.setenv("XLA_FLAGS", "--given")
+    assert runtime.split_cpu(batch_size, cores, {"XLA_FLAGS": "--given"}) == expected
+    assert settings == {"jax_num_cpu_devices": expected}
+    one_each = "--given --xla_cpu_multi_thread_eigen=false"
+    assert os.environ["XLA_FLAGS"] == (one_each if expected == cores else "--given")
+
+
+def test_the_users_own_choice_of_devices_stands(settings):
+    for given in (
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        {"JAX_NUM_CPU_DEVICES": "4"},
+    ):
+        assert runtime.split_cpu(64, 2, given) == 0
+    assert not settings
 
 
 @pytest.fixture
