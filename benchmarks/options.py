@@ -6,7 +6,6 @@ A benchmark takes --config=FILE[:VARIANT] and any number of --config.a.b=VALUE, 
 import argparse
 import ast
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ferjax import config as configs
 from ferjax.config import UserError
-from ferjax.runtime import DETERMINISTIC
+from ferjax.runtime import xla_flags
 
 SIDE = 48  # of FER2013's images
 
@@ -44,9 +43,8 @@ def parse(
     if unknown := [text for text in rest if not text.startswith("--config.")]:
         made.error(f"unknown argument {unknown[0]}")
     config = read_config(args.config, [text.removeprefix("--config.") for text in rest])
-    if config.deterministic:  # before a backend starts, as ferjax.runtime does it
-        given = os.environ.get("XLA_FLAGS", "").split()
-        os.environ["XLA_FLAGS"] = " ".join([*given, *DETERMINISTIC])
+    # Before a backend starts, here and in the processes that are started from here.
+    xla_flags(config.batch_size // config.microbatches, deterministic=config.deterministic)
     return args, config
 
 

@@ -58,22 +58,31 @@ def start(batch_size: int, *, deterministic: bool = False, float64: bool = False
     Raises:
       UserError: the processes' flags or environment are incomplete.
     """
-    if deterministic:
-        _add_xla_flags(*DETERMINISTIC)
     if float64:
         jax.config.update("jax_enable_x64", True)
     set_compilation_cache(os.environ)
     join = from_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.num_processes is None and not join:
         join = from_environment(os.environ)
-    if not join:
-        split_cpu(batch_size, len(os.sched_getaffinity(0)), os.environ)
-    else:
+    xla_flags(0 if join else batch_size, deterministic=deterministic)
+    if join:
         how, arguments = join
         _initialize(how, arguments, FLAGS.join_timeout)
     if jax.process_index() > 0:
         for console in [*log.handlers]:
             log.removeHandler(console)  # process 0 speaks
+
+
+def xla_flags(batch_size: int, *, deterministic: bool) -> None:
+    """Sets XLA's flags, in the environment: they hold for this process and those it starts.
+
+    Args:
+      batch_size: for `split_cpu`; 0: this is one of several processes, whose launcher decides.
+    """
+    if deterministic:
+        _add_xla_flags(*DETERMINISTIC)
+    if batch_size:
+        split_cpu(batch_size, len(os.sched_getaffinity(0)), os.environ)
 
 
 def split_cpu(batch_size: int, cores: int, environ: Mapping[str, str]) -> int:
@@ -88,7 +97,7 @@ def split_cpu(batch_size: int, cores: int, environ: Mapping[str, str]) -> int:
         return 0
     most = min(cores, MOST_CPU_DEVICES)
     count = max(n for n in range(1, most + 1) if batch_size % n == 0)
-    jax.config.update("jax_num_cpu_devices", count)
+    _add_xla_flags(f"--xla_force_host_platform_device_count={count}")
     if count == cores and "xla_cpu_multi_thread_eigen" not in flags_given:
         _add_xla_flags("--xla_cpu_multi_thread_eigen=false")
     return count

@@ -137,21 +137,22 @@ app.run(lambda _: runtime.start(8), argv=["x", "--coordinator=127.0.0.1:{port}",
     ("batch_size", "cores", "expected"),
     [(64, 2, 2), (64, 1, 1), (7, 2, 1), (6, 4, 3), (64, 64, 8), (9, 8, 3)],
 )
-def test_a_device_for_each_core(settings, monkeypatch, batch_size, cores, expected):
+def test_a_device_for_each_core(monkeypatch, batch_size, cores, expected):
     monkeypatch.setenv("XLA_FLAGS", "--given")
-    assert runtime.split_cpu(batch_size, cores, {"XLA_FLAGS": "--given"}) == expected
-    assert settings == {"jax_num_cpu_devices": expected}
-    one_each = "--given --xla_cpu_multi_thread_eigen=false"
-    assert os.environ["XLA_FLAGS"] == (one_each if expected == cores else "--given")
+    assert runtime.split_cpu(batch_size, cores, os.environ) == expected
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[:2] == ["--given", f"--xla_force_host_platform_device_count={expected}"]
+    assert flags[2:] == (["--xla_cpu_multi_thread_eigen=false"] if expected == cores else [])
 
 
-def test_the_users_own_choice_of_devices_stands(settings):
+def test_the_users_own_choice_of_devices_stands(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
     for given in (
         {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         {"JAX_NUM_CPU_DEVICES": "4"},
     ):
         assert runtime.split_cpu(64, 2, given) == 0
-    assert not settings
+    assert "XLA_FLAGS" not in os.environ
 
 
 @pytest.fixture
