@@ -4,10 +4,10 @@ python -m ferjax.main --config=configs/fixmatch.py        WRN-28-2, 8,612 labels
 python -m ferjax.main --config=configs/fixmatch.py:cpu    small CNN, 2,870 labels; two CPU cores
 
 Result: not measured yet (needs a GPU).
-Result of :cpu, seed 0, two cores of an AMD EPYC (Zen 3) shared with other jobs, 48 minutes: private_test
-55.73 % (95 %: 54.10 to 57.34), best checkpoint by public_test (56.81 %; final EMA 55.89 %). The
-supervised baseline on the same labels: private_test 54.58 % (configs/supervised.py). Other settings:
-BUILD_NOTES.md.
+Result of :cpu, seed 0, two cores of an AMD EPYC (Zen 3) shared with other jobs, 48 minutes:
+private_test 55.73 % (95 %: 54.10 to 57.34), best checkpoint by public_test (56.81 %; final EMA
+55.89 %). The supervised baseline on the same labels: private_test 54.58 % (configs/supervised.py).
+Other settings: BUILD_NOTES.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ averages the gradients over the devices. A method is one file with a frozen data
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -13,6 +13,8 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from ferjax.config import UserError
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -114,6 +116,16 @@ def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 
+def entropy(logits: jax.Array) -> jax.Array:
+    """-sum_c p_c log p_c of p = softmax(logits); [N, C] -> [N]."""
+    return -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1)
+
+
+def squared_distance(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """mean_c (softmax(logits)_c - target_c)^2; [N, C] and [N, C] -> [N]."""
+    return jnp.mean((jax.nn.softmax(logits) - target) ** 2, axis=-1)
+
+
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     """mean(values * weight) over the images: [N], [N] -> []."""
     return jnp.mean(values * weight)
@@ -129,3 +141,147 @@ def accuracy_metric(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, ja
     """The pair (sum, weight) of top-1 accuracy: [N, C], [N, C] -> ([], [])."""
     correct = jnp.argmax(logits, -1) == jnp.argmax(target, -1)
     return mean_metric(correct.astype(logits.dtype))
+
+
+def pseudo_labels(
+    logits: jax.Array, threshold: float, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Targets [N, C] and mask [N] (0 or 1) from weak logits [N, C]; no gradient flows back."""
+    logits = jax.lax.stop_gradient(logits)
+    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+    return hard_or_sharp(logits, temperature), (confidence >= threshold).astype(logits.dtype)
+
+
+def hard_or_sharp(logits: jax.Array, temperature: float) -> jax.Array:
+    """Targets [N, C] from logits [N, C]: softmax(logits / T), or one-hot argmax where T is 0."""
+    if temperature > 0:
+        return jax.nn.softmax(logits / temperature)
+    return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=logits.dtype)
+
+
+def sharpen(p: jax.Array, temperature: float) -> jax.Array:
+    """p^(1/T) with rows that sum to 1 (MixMatch, eq. 7): [N, C] -> [N, C]."""
+    p = p ** (1 / temperature)
+    return p / p.sum(-1, keepdims=True)
+
+
+def forward_views(net: Net, batch: Batch, form: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits of labelled weak [n, C], unlabelled weak [m, C] and unlabelled strong views [m, C].
+
+    `form` is "joint", "split" or "apart": see fixmatch.py for what each normalises together and
+    which forwards update the running statistics. The caller stops the weak logits' gradient.
+    """
+    labeled, unlabeled = batch.labeled, batch.unlabeled
+    assert unlabeled is not None
+    n, m = labeled.index.shape[0], unlabeled.index.shape[0]
+    views = [labeled.views["weak"], unlabeled.views["strong"], unlabeled.views["weak"]]
+    keys = [labeled.key("model"), unlabeled.key("model/strong"), unlabeled.key("model/weak")]
+    if form == "joint":
+        logits = net(jnp.concatenate(views), keys=jnp.concatenate(keys))
+        logits, strong, weak = jnp.split(logits, (n, n + m))
+    elif form == "split":
+        weak = net(views[2], keys=keys[2])
+        logits = net(jnp.concatenate(views[:2]), keys=jnp.concatenate(keys[:2]))
+        logits, strong = jnp.split(logits, (n,))
+    else:
+        weak = net(views[2], keys=keys[2])
+        strong = net(views[1], keys=keys[1], update=False)
+        logits = net(views[0], keys=keys[0])
+    return logits, weak, strong
+
+
+def unlabeled_metrics(weak: jax.Array, truth: jax.Array, mask: jax.Array) -> Metrics:
+    """How many pseudo-labels count, and how many are right: logits and truth [N, C], mask [N]."""
+    hit = (jnp.argmax(weak, -1) == jnp.argmax(truth, -1)).astype(mask.dtype)
+    return {
+        "mask_rate": mean_metric(mask),
+        "pseudo_label_accuracy": mean_metric(hit, mask),
+        "unlabeled_accuracy": mean_metric(hit),
+    }
+
+
+def ramp_up(progress: jax.Array | float, share: float, shape: str = "linear") -> Any:
+    """A weight that rises from 0 (from .0067 if "sigmoid") to 1 in the first `share` of training.
+
+    "linear" is x = min(progress / share, 1); "sigmoid" is exp(-5 (1 - x)^2) (Laine and Aila).
+    """
+    if not share:
+        return 1.0
+    x = jnp.minimum(progress / share, 1.0)
+    return jnp.exp(-5.0 * (1.0 - x) ** 2) if shape == "sigmoid" else x
+
+
+def global_mean(batch: Batch, values: jax.Array) -> jax.Array:
+    """Mean over the images of all devices, without gradient: [N, ...] -> [...]."""
+    return batch.gather(jax.lax.stop_gradient(values).mean(0)[None]).mean(0)
+
+
+def moving_average(old: jax.Array, new: jax.Array, decay: jax.Array | float) -> jax.Array:
+    """decay * old + (1 - decay) * new, in the dtype of `old`."""
+    return (decay * old + (1 - decay) * new).astype(old.dtype)
+
+
+def align(p: jax.Array, wanted: jax.Array, present: jax.Array) -> jax.Array:
+    """Distribution alignment: rows of p [N, C] times wanted / present [C], summing to 1 again."""
+    p = p * (wanted + 1e-6) / (present + 1e-6)
+    return p / p.sum(-1, keepdims=True)
+
+
+def mixup(
+    batch: Batch,
+    images: Sequence[jax.Array],
+    targets: Sequence[jax.Array],
+    keys: Sequence[jax.Array],
+    alpha: float,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """MixUp (Zhang et al. 2018) of some groups of images with partners from all of them.
+
+    Each image keeps l = max(b, 1 - b), b ~ Beta(alpha, alpha), of itself. The partners are one
+    random order of all images on all devices: an image with the k-th smallest of the random numbers
+    gets the k-th image, groups in turn. So the devices' number changes nothing.
+
+    Args:
+      images, targets, keys: of each group [n_i, ...], [n_i, C] and typed keys [n_i].
+
+    Returns:
+      The mixed images and targets of each group.
+    """
+    draws = [jax.vmap(jax.random.bits)(k) for k in keys]
+    order = jnp.sort(jnp.concatenate([batch.gather(d) for d in draws]))
+    everything = jnp.concatenate([batch.gather(x) for x in images])
+    all_targets = jnp.concatenate([batch.gather(y) for y in targets])
+
+    def beta(key: jax.Array) -> jax.Array:
+        b = jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha, dtype=jnp.float32)
+        return jnp.maximum(b, 1 - b)
+
+    mixed, mixed_targets = [], []
+    for x, y, k, draw in zip(images, targets, keys, draws, strict=True):
+        partner = jnp.searchsorted(order, draw)
+        share = jax.vmap(beta)(k)
+        of_image = share.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
+        mixed.append(of_image * x + (1 - of_image) * everything[partner])
+        share = share[:, None].astype(y.dtype)
+        mixed_targets.append(share * y + (1 - share) * all_targets[partner])
+    return mixed, mixed_targets
+
+
+def check_fields(algorithm: BaseAlgorithm, **highest: float) -> None:
+    """Checks mu (1 or more), `forward`, `ramp`, and that each named field is in [0, highest].
+
+    Raises:
+      UserError: names the field.
+    """
+    if algorithm.mu < 1:
+        raise UserError(f"config.algorithm.mu={algorithm.mu}: it must be 1 or more")
+    forward = getattr(algorithm, "forward", "joint")
+    if forward not in ("joint", "split", "apart"):
+        raise UserError(f"config.algorithm.forward={forward}: use joint, split or apart")
+    ramp = getattr(algorithm, "ramp", "linear")
+    if ramp not in ("linear", "sigmoid"):
+        raise UserError(f"config.algorithm.ramp={ramp}: use linear or sigmoid")
+    for name, high in highest.items():
+        if not 0 <= getattr(algorithm, name) <= high:
+            raise UserError(
+                f"config.algorithm.{name}={getattr(algorithm, name)}: it must be in [0, {high:g}]"
+            )

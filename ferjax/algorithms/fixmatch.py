@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from ferjax.algorithms.base import (
     BaseAlgorithm,
@@ -36,11 +35,15 @@ from ferjax.algorithms.base import (
     Net,
     Time,
     accuracy_metric,
+    check_fields,
     cross_entropy,
+    forward_views,
     mean_metric,
+    pseudo_labels,
+    ramp_up,
+    unlabeled_metrics,
     weighted_mean,
 )
-from ferjax.config import UserError
 
 
 @dataclass(frozen=True)
@@ -65,67 +68,27 @@ class Algorithm(BaseAlgorithm):
     unlabeled_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
 
     def __post_init__(self) -> None:
-        if self.forward not in ("joint", "split", "apart"):
-            raise UserError(f"config.algorithm.forward={self.forward}: use joint, split or apart")
-        if self.mu < 1:
-            raise UserError(f"config.algorithm.mu={self.mu}: FixMatch needs mu of 1 or more")
-        for name, high in (
-            ("threshold", 1),
-            ("warmup", 1),
-            ("lambda_u", 1e6),
-            ("temperature", 1e6),
-        ):
-            if not 0 <= getattr(self, name) <= high:
-                raise UserError(
-                    f"config.algorithm.{name}={getattr(self, name)}: it must be in [0, {high:g}]"
-                )
+        check_fields(self, threshold=1, warmup=1, lambda_u=1e6, temperature=1e6)
 
     def loss(self, net: Net, batch: Batch, extra: Any, t: Time) -> tuple[jax.Array, Metrics, Any]:
         """See the module's docstring."""
         labeled, unlabeled = batch.labeled, batch.unlabeled
         assert unlabeled is not None
-        n, m = labeled.index.shape[0], unlabeled.index.shape[0]
-        views = [labeled.views["weak"], unlabeled.views["strong"], unlabeled.views["weak"]]
-        keys = [labeled.key("model"), unlabeled.key("model/strong"), unlabeled.key("model/weak")]
-        if self.forward == "joint":
-            logits = net(jnp.concatenate(views), keys=jnp.concatenate(keys))
-            logits, strong, weak = jnp.split(logits, (n, n + m))
-        elif self.forward == "split":
-            weak = net(views[2], keys=keys[2])
-            logits = net(jnp.concatenate(views[:2]), keys=jnp.concatenate(keys[:2]))
-            logits, strong = jnp.split(logits, (n,))
-        else:
-            weak = net(views[2], keys=keys[2])
-            strong = net(views[1], keys=keys[1], update=False)
-            logits = net(views[0], keys=keys[0])
+        logits, weak, strong = forward_views(net, batch, self.forward)
 
         target, mask = pseudo_labels(weak, self.threshold, self.temperature)
-        ramp = jnp.minimum(t.progress / self.warmup, 1.0) if self.warmup else 1.0
         ce_labeled = cross_entropy(logits, labeled.target)
         ce_unlabeled = cross_entropy(strong, target)
         loss = weighted_mean(ce_labeled, labeled.weight)
-        loss += self.lambda_u * ramp * weighted_mean(ce_unlabeled, mask * unlabeled.weight)
-
-        hit = (jnp.argmax(weak, -1) == jnp.argmax(unlabeled.target, -1)).astype(mask.dtype)
+        loss += (
+            self.lambda_u
+            * ramp_up(t.progress, self.warmup)
+            * weighted_mean(ce_unlabeled, mask * unlabeled.weight)
+        )
         metrics = {
             "loss_labeled": mean_metric(ce_labeled, labeled.weight),
             "loss_unlabeled": mean_metric(ce_unlabeled * mask, unlabeled.weight),
             "train_accuracy": accuracy_metric(logits, labeled.target),
-            "mask_rate": mean_metric(mask),
-            "pseudo_label_accuracy": mean_metric(hit, mask),
-            "unlabeled_accuracy": mean_metric(hit),
+            **unlabeled_metrics(weak, unlabeled.target, mask),
         }
         return loss, metrics, extra
-
-
-def pseudo_labels(
-    logits: jax.Array, threshold: float, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-    """Targets [N, C] and mask [N] (0 or 1) from weak logits [N, C]; no gradient flows back."""
-    logits = jax.lax.stop_gradient(logits)
-    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    if temperature > 0:
-        target = jax.nn.softmax(logits / temperature)
-    else:
-        target = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=logits.dtype)
-    return target, (confidence >= threshold).astype(logits.dtype)

@@ -1,10 +1,12 @@
 """Fixed inputs and a network whose outputs can be worked out by hand, for tests of losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferjax.algorithms.base import Batch, Part
+from ferjax.algorithms.base import Batch, Part, Time
 
 N, C, SIDE = 6, 7, 4  # labelled images, classes, pixels of a side
 
@@ -68,12 +70,16 @@ def make_part(rng, n, views, prefix, scale, first=0):
     return part, {**arrays, f"{prefix}:target": target}
 
 
+def one_device(x):
+    return x
+
+
 def make_batch(method, seed=3, scale=2.0):
     """A batch for a method, and its logits as NumPy arrays: "x:weak", "x:target", "u:strong"..."""
     rng = np.random.default_rng(seed)
     labeled, x = make_part(rng, N, method.labeled_views, "x", scale)
     unlabeled, u = make_part(rng, N * method.mu, method.unlabeled_views, "u", scale, first=N)
-    return Batch(labeled, unlabeled, lambda x: x), {**x, **u}
+    return Batch(labeled, unlabeled, one_device), {**x, **u}
 
 
 def supervised(a):
@@ -81,14 +87,36 @@ def supervised(a):
 
 
 def means(metrics):
-    return {name: float(s) / float(w) for name, (s, w) in metrics.items()}
+    return {name: float(s) / float(w) for name, (s, w) in metrics.items() if float(w)}
 
 
-def gradients(method, batch, extra, t, loss=None):
-    """d loss / d images of each unlabelled view: what flows back through each of them."""
+@functools.cache
+def compiled(method):
+    """(loss, gradients by the unlabelled views), compiled once for a method."""
 
-    def total(views):
+    def loss(batch, extra, t):
+        return method.loss(FakeNet(), batch, extra, t)
+
+    def total(views, batch, extra, t):
         unlabeled = batch.unlabeled.replace(views=views)
-        return method.loss(FakeNet(), batch.replace(unlabeled=unlabeled), extra, t)[0]
+        return loss(batch.replace(unlabeled=unlabeled), extra, t)[0]
 
-    return {k: np.asarray(g) for k, g in jax.grad(total)(dict(batch.unlabeled.views)).items()}
+    return jax.jit(loss), jax.jit(jax.grad(total))
+
+
+def loss(method, batch, extra, t):
+    """What the method's loss returns with FakeNet."""
+    return compiled(method)[0](batch, extra, t)
+
+
+def calls(method, batch, extra):
+    """The calls that the loss makes of its net."""
+    net = FakeNet()
+    jax.eval_shape(lambda b, e: method.loss(net, b, e, Time(0, 0.0))[0], batch, extra)
+    return net.calls
+
+
+def gradients(method, batch, extra, t):
+    """d loss / d images of each unlabelled view: what flows back through each of them."""
+    got = compiled(method)[1](dict(batch.unlabeled.views), batch, extra, t)
+    return {name: np.asarray(g) for name, g in got.items()}

@@ -3,7 +3,7 @@
 import fakes
 import jax.numpy as jnp
 import numpy as np
-from fakes import FakeNet, cross_entropy, make_batch, one_hot, softmax, supervised
+from fakes import cross_entropy, make_batch, one_hot, softmax, supervised
 
 from ferjax.algorithms import freematch
 from ferjax.algorithms.base import Time
@@ -20,7 +20,7 @@ def test_loss_and_averages_over_some_steps():
     tau, mean, histogram = 1 / fakes.C, np.full(fakes.C, 1 / 7), np.full(fakes.C, 1 / 7)
     for seed in range(3):
         batch, a = make_batch(method, seed=seed, scale=1.5)
-        loss, metrics, extra = method.loss(FakeNet(), batch, extra, Time(0, 0.0))
+        loss, metrics, extra = fakes.loss(method, batch, extra, Time(0, 0.0))
         q, p = softmax(a["u:weak"]), softmax(a["u:strong"])
         guess = q.argmax(1)
         tau = 0.9 * tau + 0.1 * q.max(1).mean()
@@ -50,6 +50,6 @@ def test_fairness_has_a_gradient_and_no_nan_without_confident_images():
     nobody = {**extra, "confidence": jnp.asarray(50.0)}  # a threshold that nobody reaches
     got = fakes.gradients(method, batch, nobody, Time(0, 0.0))
     assert np.abs(got["strong"]).max() == 0  # and not NaN
-    loss, metrics, _ = method.loss(FakeNet(), batch, nobody, Time(0, 0.0))
+    loss, metrics, _ = fakes.loss(method, batch, nobody, Time(0, 0.0))
     assert np.isfinite(float(loss))
     assert fakes.means(metrics)["loss_fairness"] == 0

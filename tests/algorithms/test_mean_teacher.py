@@ -28,7 +28,7 @@ def test_same_view_and_same_weights_are_the_only_zero():
     method = mean_teacher.Algorithm(mu=2, warmup=0.0)
     batch, _ = make_batch(method)
     same = batch.unlabeled.replace(
-        views={v: batch.unlabeled.views["weak"] for v in method.unlabeled_views}
+        views=dict.fromkeys(method.unlabeled_views, batch.unlabeled.views["weak"])
     )
     net = FakeNet()
     _, apart, _ = method.loss(net, batch.replace(unlabeled=same), {}, Time(0, 0.0))

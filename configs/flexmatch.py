@@ -1,0 +1,26 @@
+"""FlexMatch on FER2013, with the data, network and schedule of configs/fixmatch.py.
+
+python -m ferjax.main --config=configs/flexmatch.py        WRN-28-2, 8,612 labels; a GPU or TPU
+python -m ferjax.main --config=configs/flexmatch.py:cpu    small CNN, 2,870 labels; two CPU cores
+
+Hyperparameters of the method are the published ones; :cpu has those of fixmatch.py:cpu.
+
+Result: not measured yet.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ferjax.config import from_file
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant` is "" or "cpu"."""
+    c = from_file(Path(__file__).with_name("fixmatch.py"), variant)
+    if variant == "cpu":
+        c.algorithm = {"name": "flexmatch", "mu": 2, "threshold": 0.8, "forward": "apart"}
+    else:
+        c.algorithm = {"name": "flexmatch"}
+        c.cpu_config = "configs/flexmatch.py:cpu"
+    return c

@@ -1,0 +1,24 @@
+"""MixMatch on FER2013, with the data, network and schedule of configs/fixmatch.py.
+
+python -m ferjax.main --config=configs/mixmatch.py        WRN-28-2, 8,612 labels; a GPU or TPU
+python -m ferjax.main --config=configs/mixmatch.py:cpu    small CNN, 2,870 labels; two CPU cores
+
+Hyperparameters of the method are the published ones.
+
+Result: not measured yet.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ferjax.config import from_file
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant` is "" or "cpu"."""
+    c = from_file(Path(__file__).with_name("fixmatch.py"), variant)
+    c.algorithm = {"name": "mixmatch"}
+    if not variant:
+        c.cpu_config = "configs/mixmatch.py:cpu"
+    return c
