@@ -140,7 +140,9 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, bad):
 def test_divergence_names_the_images(tmp_path):
     recorder = make_recorder(tmp_path)
     recorder.add(3, metrics(1.0, float("nan")))
-    with pytest.raises(NotFiniteError, match=r"rows of the step's images are in .*not_finite\.json"):
+    with pytest.raises(
+        NotFiniteError, match=r"rows of the step's images are in .*not_finite\.json"
+    ):
         recorder.read(0)
     note = json.loads((tmp_path / "not_finite.json").read_text())
     assert (note["step"], note["rows"]) == (4, {"labeled": [4, 100]})
