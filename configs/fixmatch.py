@@ -2,8 +2,10 @@
 
 python -m ferjax.main --config=configs/fixmatch.py        WRN-28-2, 8,612 labels; a GPU or TPU
 python -m ferjax.main --config=configs/fixmatch.py:cpu    small CNN, 2,870 labels; two CPU cores
+python -m ferjax.main --config=configs/fixmatch.py:pod    the first, batch 512; a TPU pod
 
-Result: not measured yet (needs a GPU).
+Result: not measured yet (needs a GPU). :pod makes as many steps on 8 times the images; its
+learning rate grows with the square root of the batch and is warmed up (not measured either).
 Result of :cpu, seed 0, two cores of an AMD EPYC (Zen 3) shared with other jobs, 48 minutes:
 private_test 55.73 % (95 %: 54.10 to 57.34), best checkpoint by public_test (56.81 %; final EMA
 55.89 %). The supervised baseline on the same labels: private_test 54.58 % (configs/supervised.py).
@@ -16,7 +18,7 @@ from ferjax.config import UserError, base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`variant` is "" or "cpu"."""
+    """`variant` is "", "cpu" or "pod"."""
     c = base()
     if variant == "cpu":
         c.data.labeled = "10%"
@@ -34,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.optimizer.learning_rate = 0.06
         c.optimizer.weight_decay = 1e-3
         c.ema_decay = 0.99
-    elif not variant:
+    elif variant in ("", "pod"):
         c.data.labeled = "30%"
         c.epochs = 30
         c.algorithm = {"name": "fixmatch"}
@@ -43,6 +45,11 @@ def get_config(variant: str = "") -> ConfigDict:
         c.dtype = "bfloat16"
         c.optimizer.schedule = "cosine_7_16"
         c.cpu_config = "configs/fixmatch.py:cpu"
+        if variant == "pod":
+            c.batch_size, c.epochs = 8 * c.batch_size, 8 * c.epochs
+            c.optimizer.learning_rate *= 8**0.5
+            c.optimizer.warmup_epochs = 10.0
+            c.evaluate.every_epochs = 8
     else:
-        raise UserError(f"configs/fixmatch.py has no variant {variant!r}: there is cpu, or none")
+        raise UserError(f"configs/fixmatch.py has no variant {variant!r}: there is cpu or pod")
     return c

@@ -1,6 +1,7 @@
 """Configs: defaults, overrides, and what wrong ones get."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,8 @@ def test_only_what_cannot_change_the_training_may_differ():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_file_is_whole_and_says_its_command(path):
-    variants = ["", "cpu"] if "cpu" in path.read_text().split('"""')[1] else [""]
+    named = re.findall(rf"configs/.*{path.name}(?::(\w+))?", path.read_text().split('"""')[1])
+    variants = sorted({"", *named})
     for variant in variants:
         configs.finalize(configs.from_file(path, variant))
     docstring = path.read_text().split('"""')[1]
