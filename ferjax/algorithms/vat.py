@@ -5,10 +5,10 @@ loss = mean_b CE(y_b, p(weak(x_b))) + lambda r(t) mean_u KL(sg p(x_u), p(x_u + e
 
 d_u, |d_u| = 1, is the direction that changes the prediction most: one step of the power method
 (eq. 11-12) from Gaussian noise. The references take the gradient of KL(p(x), p(x + xi d)) with
-xi = 1e-6 for the product of KL's Hessian and d. In float32 that is rounding noise: for the small
-CNN its cosine with the same in float64 is .05, and no xi serves both float32 and bfloat16. Here the
-limit xi -> 0 is computed, J^T (diag p - p p^T) J d with J = d logits / d x, for the same work
-(cosine 1.00 in float32). It takes reverse mode alone, which is all that the convolutions allow.
+xi = 1e-6 for the product of KL's Hessian and d. In float32 that is mostly rounding noise, since so
+small a step hardly changes the logits' digits, and no xi serves both float32 and bfloat16. Here the
+limit xi -> 0 is computed, J^T (diag p - p p^T) J d with J = d logits / d x, for the same work. It
+takes reverse mode alone, which is all that the convolutions allow.
 
 The entropy term and the linear ramp r are those of the later codes (Oliver et al. 2018); the paper
 has the former as "VAT + EntMin".
