@@ -55,7 +55,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ferjax.config import UserError
-from ferjax.engine.state import TrainState, init_state
+from ferjax.engine.state import TrainState, fresh_state
 
 AXES = ("batch", "image", "network", "mu", "devices", "steps")
 ROOT = Path(__file__).parent.parent
@@ -98,16 +98,17 @@ class Step(common.Setup):
         """A state of the right shapes and random weights: real ones take seconds to compile."""
         size = self.config.data.image_size or self.side
         state = jax.eval_shape(
-            lambda: init_state(
+            lambda seed: fresh_state(
                 self.model,
                 self.algorithm,
                 self.optimizer,
-                seed=self.config.seed,
+                seed,
                 image_shape=(size, size, self.config.data.channels),
                 num_classes=common.CLASSES,
                 num_images=self.images,
                 dtype=jnp.promote_types(self.config.dtype, jnp.float32),
-            )
+            ),
+            jax.ShapeDtypeStruct((), jnp.uint32),
         )
         rng = np.random.default_rng(0)
 

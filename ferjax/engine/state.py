@@ -1,5 +1,6 @@
 """What a step changes: the training state, and the network that a config describes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,44 +65,52 @@ def build_view(config: FrozenConfigDict, policy: policies.Policy) -> View:
     )
 
 
+def fresh_state(
+    model: nn.Module,
+    algorithm: BaseAlgorithm,
+    optimizer: optax.GradientTransformation,
+    seed: jax.Array,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_images: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> TrainState:
+    """The state before step 0, as a function that JAX can trace.
+
+    Args:
+      model: already wrapped by the algorithm.
+      seed: uint32 []; weights come from it alone.
+      image_shape: (H, W, C) of a view.
+      num_images: rows of the training arrays, for per-image state.
+      dtype: of parameters and statistics; float64 only in tests of tight tolerances.
+    """
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), dtype))
+    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=seed,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "batch_stats": batch_stats},
+        extra=algorithm.init_extra(num_classes, num_images),
+    )
+
+
 def init_state(
     model: nn.Module,
     algorithm: BaseAlgorithm,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    num_images: int,
-    dtype: jnp.dtype = jnp.float32,
+    **sizes: Any,
 ) -> TrainState:
-    """A fresh state.
-
-    Args:
-      model: already wrapped by the algorithm.
-      seed: weights come from this seed alone.
-      image_shape: (H, W, C) of a view.
-      num_images: rows of the training arrays, for per-image state.
-      dtype: of parameters and statistics; float64 only in tests of tight tolerances.
-    """
-    image = jnp.zeros((1, *image_shape), dtype)
-
-    def init(seed: jax.Array) -> TrainState:
-        variables = model.init(jax.random.key(seed), image)
-        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            seed=seed,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            ema={"params": params, "batch_stats": batch_stats},
-            extra=algorithm.init_extra(num_classes, num_images),
-        )
-
+    """`fresh_state`, computed in one program."""
     # XLA:CPU takes 8 s to optimise the random numbers of a small network's kernels, which run once;
     # level 1 takes 2 s and gives the same weights. Level 0 rounds differently.
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu else None
-    return jax.jit(init, compiler_options=options)(jnp.asarray(seed, jnp.uint32))
+    fresh = functools.partial(fresh_state, model, algorithm, optimizer, **sizes)
+    return jax.jit(fresh, compiler_options=options)(jnp.asarray(seed, jnp.uint32))
