@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
     for axis in axes:
-        if axis == "devices" and jax.device_count() == 1:
+        if axis == "devices" and jax.default_backend() == "cpu" and jax.device_count() < VIRTUAL:
             rows += virtual_devices(argv)
             continue
         wanted = points(axis, config, args.quick, jax.default_backend())

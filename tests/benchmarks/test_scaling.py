@@ -129,7 +129,7 @@ def test_command_prints_rows_table_and_figure(path, tmp_path):
         text=True,
         env={
             **os.environ,
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(root.parent), *sys.path])),
         },
     )
