@@ -79,6 +79,7 @@ def base() -> ConfigDict:
                 "unlabeled": "rest",  # "rest": without the labelled images | "all": with them
                 "split_seed": 0,  # which images are labelled
                 "split_file": "",  # another run's split.json: the same labelled images
+                "clean": "none",  # of training: none | leaks: no copies of test images | strict
                 "image_size": 0,  # side of a view in pixels; 0: that of the data
                 "channels": 1,  # of a view; grey is repeated
                 "mean": (0.5077,),  # per channel (or one for all), of pixels / 255
@@ -319,6 +320,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
         "optimizer.name": ("sgd", "adam", "adamw"),
         "optimizer.schedule": ("cosine", "cosine_7_16", "constant"),
         "data.unlabeled": ("rest", "all"),
+        "data.clean": ("none", "leaks", "strict"),
     }
     flat = dict(_flatten(c))
     for key, allowed in choices.items():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,21 @@ class Subsets:
       labeled: int32 [n], images whose label is used.
       unlabeled: int32 [m], images whose label is hidden; may be empty.
       digest: sha256 over the rows of both, so that two runs can be compared.
+      dropped: images in neither because cleaning took them out: counts by reason.
     """
 
     labeled: np.ndarray
     unlabeled: np.ndarray
     digest: str
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
-def make(config: Mapping[str, Any], labels: np.ndarray, rows: np.ndarray) -> Subsets:
+def make(
+    config: Mapping[str, Any],
+    labels: np.ndarray,
+    rows: np.ndarray,
+    dropped: Mapping[str, np.ndarray] | None = None,
+) -> Subsets:
     """The subsets that a `config.data` section describes.
 
     `labeled` is "all", a share "30%" (of n images, floor(share n) are labelled), a total count
@@ -40,19 +47,35 @@ def make(config: Mapping[str, Any], labels: np.ndarray, rows: np.ndarray) -> Sub
       config: keys `labeled`, `unlabeled`, `split_seed`, `split_file`.
       labels: int [N], of the training images.
       rows: int [N], their official row numbers.
+      dropped: positions that cleaning leaves out, by reason (see `duplicates.to_drop`). They are
+        left out of shares and counts, and of a split_file's images too.
 
     Raises:
       UserError: the text is none of these, or asks for more images than there are.
     """
+    dropped = dropped or {}
+    kept = np.ones(len(labels), bool)
+    for positions in dropped.values():
+        kept[positions] = False
+    everything = np.flatnonzero(kept).astype(np.int32)
     if config["split_file"]:
-        labeled = _read(Path(config["split_file"]), rows)
+        labeled = np.intersect1d(_read(Path(config["split_file"]), rows), everything)
+        if not len(labeled):
+            raise UserError(
+                f"config.data.clean={config['clean']} drops all images of "
+                f"config.data.split_file={config['split_file']}: clean less, or give another file"
+            )
     else:
-        counts = _counts(config["labeled"], np.bincount(labels))
-        labeled = np.sort(_draw(labels, counts, config["split_seed"]))
-    everything = np.arange(len(labels), dtype=np.int32)
+        counts = _counts(config["labeled"], np.bincount(labels[kept], minlength=labels.max() + 1))
+        labeled = everything[np.sort(_draw(labels[kept], counts, config["split_seed"]))]
     with_labeled = config["unlabeled"] == "all"
     unlabeled = everything if with_labeled else np.setdiff1d(everything, labeled)
-    return Subsets(labeled.astype(np.int32), unlabeled, _digest(rows[labeled], rows[unlabeled]))
+    return Subsets(
+        labeled.astype(np.int32),
+        unlabeled,
+        _digest(rows[labeled], rows[unlabeled]),
+        {reason: len(positions) for reason, positions in dropped.items()},
+    )
 
 
 def save(
@@ -65,6 +88,8 @@ def save(
         "labeled_count": len(subsets.labeled),
         "unlabeled_count": len(subsets.unlabeled),
         "labeled_per_class": np.bincount(labels[subsets.labeled]).tolist(),
+        "dropped_count": sum(subsets.dropped.values()),
+        "dropped": subsets.dropped,
         "labeled_rows": rows[subsets.labeled].tolist(),
     }
     write_json(path, content)

@@ -1,6 +1,7 @@
 """What a config and a workdir become: data, batches, network, step and evaluation."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from ferjax import config as configs
 from ferjax.augment import policies
 from ferjax.config import UserError
-from ferjax.data import arrays, batches, splits
+from ferjax.data import arrays, batches, duplicates, splits
 from ferjax.engine import processes
 from ferjax.engine.checkpoint import saved
 from ferjax.engine.evaluation import make_predict
@@ -22,7 +23,10 @@ from ferjax.engine.parallel import Layout, any_wish, host
 from ferjax.engine.state import TrainState, build, build_view, init_state
 from ferjax.engine.step import make_call, make_step
 
+log = logging.getLogger("ferjax")
+
 SELECTION_SPLIT = "public_test"  # every choice is made on this split, never on private_test
+TEST_SPLITS = (SELECTION_SPLIT, "private_test")  # cleaning compares pixels with both, no labels
 
 
 class Experiment:
@@ -42,16 +46,25 @@ class Experiment:
         self.layout = Layout(config.parallel)
         self.layout.check_batch(config.batch_size, config.microbatches)
         data = config.data
+        tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)
         self.dataset = processes.once_per_host(
             lambda: arrays.load(
                 data.name,
                 source=data.source,
                 data_dir=data.data_dir,
-                splits=("train", SELECTION_SPLIT),
+                splits=("train", *tests),
             )
         )
         train = self.dataset.splits["train"]
-        self.subsets = splits.make(data, train.labels, train.rows)
+        test_images = [self.dataset.splits[name].images for name in tests]
+        dropped = duplicates.to_drop(data.clean, train.images, train.labels, test_images)
+        self.subsets = splits.make(data, train.labels, train.rows, dropped)
+        if counts := self.subsets.dropped:
+            log.info(
+                "clean=%s: %s of %s training images left out (%s)",
+                *(data.clean, f"{sum(counts.values()):,}", f"{len(train):,}"),
+                ", ".join(f"{reason} {count:,}" for reason, count in counts.items()),
+            )
         self.algorithm, self.model = build(config, len(self.dataset.class_names))
         for view in {*self.algorithm.labeled_views, *self.algorithm.unlabeled_views}:
             if view.split(":")[0] not in config.views:
