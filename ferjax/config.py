@@ -28,6 +28,7 @@ FREE_KEYS = (
     "name",
     "log_every",
     "data.source",
+    "data.ferplus_source",
     "data.data_dir",
     "data.split_file",
     "parallel",
@@ -80,6 +81,8 @@ def base() -> ConfigDict:
                 "split_seed": 0,  # which images are labelled
                 "split_file": "",  # another run's split.json: the same labelled images
                 "clean": "none",  # of training: none | leaks: no copies of test images | strict
+                "labels": "hard",  # of training: hard | ferplus7 (votes) | ferplus7_majority
+                "ferplus_source": "",  # fer2013new.csv; else FERPLUS_SOURCE; else downloaded
                 "image_size": 0,  # side of a view in pixels; 0: that of the data
                 "channels": 1,  # of a view; grey is repeated
                 "mean": (0.5077,),  # per channel (or one for all), of pixels / 255
@@ -320,6 +323,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
         "optimizer.name": ("sgd", "adam", "adamw"),
         "optimizer.schedule": ("cosine", "cosine_7_16", "constant"),
         "data.unlabeled": ("rest", "all"),
+        "data.labels": ("hard", "ferplus7", "ferplus7_majority"),
         "data.clean": ("none", "leaks", "strict"),
     }
     flat = dict(_flatten(c))

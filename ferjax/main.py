@@ -43,7 +43,7 @@ def main() -> int:
     original = configs.from_file(*path.split(":", 1)).to_dict()
     given = configs.switch_modules(given, original)
     given["name"] = given.get("name") or config_name(path)
-    for key in ("source", "data_dir", "split_file"):
+    for key in ("source", "data_dir", "split_file", "ferplus_source"):
         if value := given.get("data", {}).get(key):
             # A later command may be started elsewhere.
             given["data"][key] = os.path.abspath(os.path.expanduser(value))

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from ferjax import config as configs
 from ferjax.augment import policies
 from ferjax.config import UserError
-from ferjax.data import arrays, batches, duplicates, splits
+from ferjax.data import arrays, batches, duplicates, ferplus, splits
 from ferjax.engine import processes
 from ferjax.engine.checkpoint import saved
 from ferjax.engine.evaluation import make_predict
@@ -58,11 +58,21 @@ class Experiment:
         train = self.dataset.splits["train"]
         test_images = [self.dataset.splits[name].images for name in tests]
         dropped = duplicates.to_drop(data.clean, train.images, train.labels, test_images)
+        self.targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[train.labels]
+        if data.labels != "hard":
+            if data.name.partition("/")[0] != "fer2013":
+                raise UserError(f"config.data.labels={data.labels}: FER+ labels fer2013 only")
+            train, self.targets, nothing = processes.once_per_host(
+                lambda: ferplus.relabel(train, data.labels, data.ferplus_source, data.data_dir)
+            )
+            self.dataset.splits["train"] = train
+            known = np.concatenate([*dropped.values(), np.zeros(0, np.int32)])
+            dropped = {**dropped, "no_label": np.setdiff1d(nothing, known)}
         self.subsets = splits.make(data, train.labels, train.rows, dropped)
         if counts := self.subsets.dropped:
             log.info(
-                "clean=%s: %s of %s training images left out (%s)",
-                *(data.clean, f"{sum(counts.values()):,}", f"{len(train):,}"),
+                "clean=%s, labels=%s: %s of %s training images left out (%s)",
+                *(data.clean, data.labels, f"{sum(counts.values()):,}", f"{len(train):,}"),
                 ", ".join(f"{reason} {count:,}" for reason, count in counts.items()),
             )
         self.algorithm, self.model = build(config, len(self.dataset.class_names))
@@ -186,8 +196,7 @@ class Experiment:
     def device_data(self) -> Any:
         """The training arrays, on every device."""
         train = self.dataset.splits["train"]
-        targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[train.labels]
-        return self.layout.replicate({"images": train.images, "targets": targets})
+        return self.layout.replicate({"images": train.images, "targets": self.targets})
 
     def call(
         self, state: Any, first: int, end: int, data: Any, wishes: Sequence[bool] = ()
