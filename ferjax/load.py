@@ -56,6 +56,8 @@ class Trained:
       image_shape: (H, W, channels) of the images that it was trained on.
       logits: uint8 [N, H, W, channels] images of any (H, W) that the network takes -> float [N, C].
       features: the same images -> the last layer's inputs [N, D]; None if the network has none.
+      gradcam: the same images -> maps [N, h, w] of what speaks for the likeliest class, at least 0
+        (Selvaraju et al. 2017, eq. 1 and 2, on the last feature map); None if it has none.
     """
 
     config: FrozenConfigDict
@@ -64,6 +66,7 @@ class Trained:
     image_shape: tuple[int, int, int]
     logits: Callable[[np.ndarray], np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    gradcam: Callable[[np.ndarray], np.ndarray] | None = None
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Predictions:
         """Classifies faces of any size.
@@ -149,6 +152,7 @@ def load(
         image_shape=tuple(info.features["image"].shape),
         logits=mapper(model),
         features=mapper(_Penultimate(model)) if hasattr(model, "features") else None,
+        gradcam=mapper(_GradCam(model)) if hasattr(model, "features") else None,
     )
 
 
@@ -222,6 +226,23 @@ class _Penultimate:
 
     def apply(self, variables: Any, x: jax.Array) -> jax.Array:
         return self.model.apply(variables, x, method=lambda m, y: m.head(m.features(y))[1])
+
+
+@dataclass(frozen=True)
+class _GradCam:
+    """A network whose result are its Grad-CAM maps."""
+
+    model: Any
+
+    def apply(self, variables: Any, x: jax.Array) -> jax.Array:
+        maps = self.model.apply(variables, x, method="features")
+
+        def likeliest(maps: jax.Array) -> jax.Array:
+            logits, _ = self.model.apply(variables, maps, method="head")
+            return jnp.sum(jnp.max(logits, -1))
+
+        weights = jnp.mean(jax.grad(likeliest)(maps), (1, 2), keepdims=True)
+        return jax.nn.relu(jnp.sum(weights * maps, -1))
 
 
 class _Callable(types.ModuleType):

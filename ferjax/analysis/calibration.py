@@ -1,0 +1,180 @@
+"""Whether a confidence can be trusted, and whether two runs differ: in NumPy alone.
+
+Probabilities are float [N, C] with rows that add up to 1, labels int [N] in [0, C).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ferjax.analysis.scores import BINS, softmax
+
+TEMPERATURES = (0.01, 100.0)  # the range that a fit searches
+RESAMPLES = 10_000  # of a bootstrap
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images of one range of confidence.
+
+    Attributes:
+      low, high: the range, in [0, 1]; of an equal-mass bin the least and the greatest confidence.
+      images: how many.
+      confidence: their mean confidence.
+      accuracy: the share of them that is right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BINS, equal_mass: bool = False
+) -> list[Bin]:
+    """The bins of a reliability diagram, without the empty ones.
+
+    Args:
+      probabilities: [N, C]; the confidence is a row's largest.
+      labels: [N].
+      bins: how many: of equal width, (low, high], or of equal mass (sizes differ by at most one).
+      equal_mass: bins over sorted confidences (Nguyen & O'Connor 2015), so that none is empty.
+    """
+    confidence = np.max(probabilities, -1)
+    correct = np.argmax(probabilities, -1) == labels
+    if equal_mass:
+        order = np.argsort(confidence, kind="stable")
+        groups = [rows for rows in np.array_split(order, bins) if len(rows)]
+        ranges = [(float(confidence[g[0]]), float(confidence[g[-1]])) for g in groups]
+    else:
+        place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+        groups = [np.flatnonzero(place == b) for b in np.unique(place)]
+        ranges = [(float(b / bins), float((b + 1) / bins)) for b in np.unique(place)]
+    return [
+        Bin(low, high, len(rows), float(confidence[rows].mean()), float(correct[rows].mean()))
+        for (low, high), rows in zip(ranges, groups, strict=True)
+    ]
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Sum over bins of share |accuracy - confidence| (Guo et al. 2017, eq. 5)."""
+    total = sum(b.images for b in bins)
+    return sum(b.images / total * abs(b.accuracy - b.confidence) for b in bins)
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over images of the sum over classes of (p - one-hot)^2, in [0, 2] (Brier 1950)."""
+    errors = np.array(probabilities, np.float64)
+    errors[np.arange(len(errors)), labels] -= 1
+    return float(np.square(errors).sum(-1).mean())
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label), in nats."""
+    likelihood = np.take_along_axis(probabilities, np.asarray(labels)[:, None], 1)
+    return float(-np.log(np.maximum(likelihood, 1e-300)).mean())
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017, section 4.2).
+
+    In b = 1 / T the NLL is convex with the slope mean(E_p[z] - z_label), which is 0 at the minimum:
+    found by bisection. Labels that are all right (or all worst) have no minimum: the end of
+    `TEMPERATURES` is returned.
+
+    Args:
+      logits: [N, C]; log-probabilities will do.
+      labels: [N].
+    """
+    z = np.asarray(logits, np.float64)
+    own = np.take_along_axis(z, np.asarray(labels)[:, None], 1)[:, 0]
+
+    def slope(b: float) -> float:
+        return float(np.mean(np.sum(softmax(b * z) * z, -1) - own))
+
+    low, high = -np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0])  # of log b
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(np.exp(middle)) > 0 else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C], each half scaled by the temperature that the other half chose.
+
+    The effect of scaling on the split that it is fitted on is judged by these: one temperature for
+    all of it would be judged by images that chose it.
+    """
+    out = np.empty(np.shape(logits), np.float64)
+    for half in (0, 1):
+        temperature = fit_temperature(logits[1 - half :: 2], labels[1 - half :: 2])
+        out[half::2] = softmax(np.asarray(logits[half::2], np.float64) / temperature)
+    return out
+
+
+def summarize_calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """nll (nats), brier, ece (15 bins of equal width), ece_equal_mass (15 of equal mass)."""
+    return {
+        "nll": nll(probabilities, labels),
+        "brier": brier(probabilities, labels),
+        "ece": expected_calibration_error(reliability(probabilities, labels)),
+        "ece_equal_mass": expected_calibration_error(
+            reliability(probabilities, labels, equal_mass=True)
+        ),
+    }
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided exact p of McNemar's test (McNemar 1947, with the binomial distribution).
+
+    Args:
+      only_first: images that only the first run has right.
+      only_second: images that only the second run has right.
+
+    Returns:
+      The probability of a split at least as uneven if both were equally likely; 1 without images.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    term = tail = 1  # binomial coefficients, exact
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
+def compare(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, seed: int = 0
+) -> dict[str, Any]:
+    """Compares two runs on the same images.
+
+    Args:
+      first: [N, C] logits or probabilities of one run.
+      second: of the other.
+      labels: [N].
+      seed: of the bootstrap.
+
+    Returns:
+      difference (accuracy of the first less that of the second), difference_interval (95 %,
+      percentiles of 10,000 paired resamples of the images), only_first and only_second (images
+      that one alone has right), mcnemar_p, same_prediction (share).
+    """
+    a, b = np.argmax(first, -1), np.argmax(second, -1)
+    right_a, right_b = a == labels, b == labels
+    n = len(a)
+    only_first, only_second = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
+    # What a resample of the images says of the difference are the counts of these three kinds.
+    shares = np.array([only_first, only_second, n - only_first - only_second]) / n
+    drawn = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
+    return {
+        "difference": (only_first - only_second) / n,
+        "difference_interval": [float(low), float(high)],
+        "only_first": only_first,
+        "only_second": only_second,
+        "mcnemar_p": mcnemar(only_first, only_second),
+        "same_prediction": float(np.mean(a == b)),
+    }

@@ -1,0 +1,81 @@
+"""Writes a run's report: `python -m ferjax.report --workdir=DIR`.
+
+One file, `<workdir>/report.html`, from a finished or a running workdir, and its figures as
+`<workdir>/figures/*.png`. It reads what training wrote, and scores one checkpoint on public_test by
+the one evaluation path. It never scores private_test: it shows what `ferjax.evaluate` wrote of it.
+"""
+
+import logging
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import FrozenConfigDict
+
+from ferjax import config as configs
+from ferjax import runtime
+from ferjax.analysis import figures
+from ferjax.command import run
+from ferjax.config import UserError
+from ferjax.engine import checkpoint
+from ferjax.load import load, load_data
+from ferjax.report_sections import SPLIT, Report, Scored
+
+FLAGS = flags.FLAGS
+log = logging.getLogger("ferjax")
+
+
+def define_flags() -> None:
+    """The command's flags; the same names may be defined by other commands in one process."""
+    flags.DEFINE_string("workdir", "", "The run's directory.")
+    flags.DEFINE_string("checkpoint", "", "best, latest, or a step; empty: best, else latest.")
+    flags.DEFINE_string("weights", "ema", "ema or raw.")
+    flags.DEFINE_string("data.source", "", "Replaces the path that the run recorded.")
+    flags.DEFINE_string("data.data_dir", "", "Where prepared data is, if not as recorded.")
+    runtime.define_flags()
+
+
+def score(workdir: Path, config: FrozenConfigDict) -> Scored | None:
+    """Scores the checkpoint that the flags name, None if nothing was saved yet."""
+    if not checkpoint.saved(workdir):
+        return None
+    data_dir = FLAGS["data.data_dir"].value or ""
+    which = FLAGS.checkpoint or "best"
+    try:
+        trained = load(workdir, checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
+    except UserError:
+        if FLAGS.checkpoint:
+            raise
+        which = "latest"  # saved, but not evaluated yet
+        trained = load(workdir, checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
+    source = FLAGS["data.source"].value or ""
+    data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
+    return Scored(trained, which, data, trained.logits(data.splits[SPLIT].images))
+
+
+def main() -> int:
+    """Writes the report and its figures."""
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing: give the directory of a run")
+    workdir = Path(FLAGS.workdir)
+    config = configs.load(workdir / "config.json")
+    runtime.start(config.evaluate.batch_size, float64=config.dtype == "float64")
+    report = Report(workdir, config, score(workdir, config))
+    text = report.html()
+    if jax.process_index():
+        return configs.EXIT_OK
+    path = workdir / "report.html"
+    try:
+        path.write_text(text)
+        (workdir / "figures").mkdir(exist_ok=True)
+        for name, figure in report.drawn.items():
+            (workdir / "figures" / f"{name}.png").write_bytes(figures.png(figure))
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    log.info("written to %s (%.1f MB) and %s/figures", path, len(text) / 1e6, workdir)
+    return configs.EXIT_OK
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
