@@ -27,7 +27,7 @@ from ferjax.analysis import calibration, scores
 from ferjax.augment import tta
 from ferjax.command import run
 from ferjax.config import UserError
-from ferjax.data import arrays, splits
+from ferjax.data import arrays, duplicates, splits
 from ferjax.load import Trained, load, load_data
 
 FLAGS = flags.FLAGS
@@ -183,8 +183,9 @@ def clean_score(data: arrays.Dataset, name: str, logits: np.ndarray) -> dict[str
       images; accuracy and accuracy_interval (95 %), which are None if every image has a copy.
     """
     split = data.splits[name]
-    seen = {image.tobytes() for image in data.splits["train"].images}
-    fresh = np.array([image.tobytes() not in seen for image in split.images])
+    train = data.splits["train"].images
+    # The id of an image is its first place: below len(train) where training holds a copy.
+    fresh = duplicates.exact_ids(np.concatenate([train, split.images]))[len(train) :] >= len(train)
     n = int(fresh.sum())
     share = scores.accuracy(logits[fresh], split.labels[fresh]) if n else None
     interval = None if share is None else list(scores.wilson_interval(share, n))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ferjax.analysis.scores import BINS, softmax
+from ferjax.analysis.scores import BINS, nll, softmax
 
 TEMPERATURES = (0.01, 100.0)  # the range that a fit searches
 RESAMPLES = 10_000  # of a bootstrap
@@ -71,12 +71,6 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     errors = np.array(probabilities, np.float64)
     errors[np.arange(len(errors)), labels] -= 1
     return float(np.square(errors).sum(-1).mean())
-
-
-def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log p(label), in nats."""
-    likelihood = np.take_along_axis(probabilities, np.asarray(labels)[:, None], 1)
-    return float(-np.log(np.maximum(likelihood, 1e-300)).mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

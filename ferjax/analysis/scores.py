@@ -20,11 +20,15 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label), in nats."""
+    likelihood = np.take_along_axis(probabilities, np.asarray(labels)[:, None], 1)
+    return float(-np.log(np.maximum(likelihood, 1e-300)).mean())
+
+
 def brief(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy and negative log-likelihood (nats): what is followed during training."""
-    likelihood = np.take_along_axis(softmax(logits), np.asarray(labels)[:, None], 1)
-    nll = float(-np.log(np.maximum(likelihood, 1e-300)).mean())
-    return {"accuracy": accuracy(logits, labels), "nll": nll}
+    return {"accuracy": accuracy(logits, labels), "nll": nll(softmax(logits), labels)}
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
@@ -73,7 +77,7 @@ def summarize(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
         "accuracy_interval": list(wilson_interval(share, n)),
         "balanced_accuracy": float(recall[true > 0].mean()),
         "macro_f1": float(f1[true + found > 0].mean()),
-        "nll": brief(logits, labels)["nll"],
+        "nll": nll(probabilities, labels),
         "ece": calibration_error(probabilities, labels),
         "per_class": {
             name: {
