@@ -8,9 +8,9 @@ Result: not measured yet (needs a GPU). :pod makes as many steps on 8 times the 
 learning rate grows with the square root of the batch and is warmed up (not measured either).
 Result of :cpu, seed 0, one device (XLA_FLAGS=--xla_force_host_platform_device_count=1; two, now
 the default, round otherwise) on two cores of an AMD EPYC (Zen 3) shared with other jobs, 48
-minutes: private_test 55.73 % (95 %: 54.10 to 57.34), best checkpoint by public_test (56.81 %; final EMA
-55.89 %). The supervised baseline on the same labels: private_test 54.58 % (configs/supervised.py).
-Other settings: BUILD_NOTES.md.
+minutes: private_test 55.73 % (95 %: 54.10 to 57.34), best checkpoint by public_test (56.81 %;
+final EMA 55.89 %). The supervised baseline on the same labels: private_test 54.58 %
+(configs/supervised.py). Other settings: BUILD_NOTES.md.
 """
 
 from ml_collections import ConfigDict
