@@ -51,10 +51,11 @@ def main() -> None:
     made.download_and_prepare()
     data = arrays.read(made, tuple(made.info.splits), name)
     votes = None
-    if source := ferplus.given(str(given["data.ferplus_source"].value)):
-        if name.partition("/")[0] != "fer2013":
-            raise UserError(f"--data.ferplus_source={source}: FER+ has votes on fer2013 only")
-        votes = ferplus.read(source)
+    named = str(given["data.ferplus_source"].value)
+    if name.partition("/")[0] == "fer2013":
+        votes = ferplus.read(source) if (source := ferplus.given(named)) else None
+    elif named:  # FERPLUS_SOURCE, which serves all commands, may stay set
+        raise UserError(f"--data.ferplus_source={named}: FER+ has votes on fer2013 only")
     started = time.monotonic()
     report = audit(data, given.threshold, votes)
     directory = Path(given.workdir or ".") / "audit"

@@ -207,7 +207,8 @@ def run_audit(*args):
     )
 
 
-def test_the_command(prepared_tiny, tmp_path):
+def test_the_command(prepared_tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FERPLUS_SOURCE", "votes.csv")  # of another set: not looked at
     where = f"--data.data_dir={prepared_tiny}"
     done = run_audit("--dataset=synthetic_faces/tiny", where, f"--workdir={tmp_path}/new")
     assert done.returncode == 0, done.stderr
@@ -217,6 +218,10 @@ def test_the_command(prepared_tiny, tmp_path):
     assert report["exact"]["whole set"]["groups"] == 0
     assert "train, clean=strict" in done.stdout
     assert str(folder / "audit.json") in done.stdout
+
+    votes = run_audit("--dataset=synthetic_faces/tiny", where, "--data.ferplus_source=votes.csv")
+    assert votes.returncode == 2
+    assert "--data.ferplus_source=votes.csv" in votes.stderr.splitlines()[-1]
 
     wrong = run_audit("--dataset=synthetic_faces/tiny", where, "--threshold=2")
     assert wrong.returncode == 2
