@@ -32,7 +32,10 @@ class Profiler:
         """To be called before the call of the steps `step` ... `end` - 1."""
         wanted = max(step, self._steps.start) < min(end, self._steps.stop)
         if wanted and not self._running:
-            jax.profiler.start_trace(str(self._directory))
+            options = jax.profiler.ProfileOptions()
+            # Without every Python call: that slows the host, and the trace shows waits of its own.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(str(self._directory), profiler_options=options)
             self._running = True
 
     def ends(self, end: int) -> bool:
