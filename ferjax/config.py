@@ -97,7 +97,8 @@ def base() -> ConfigDict:
                 "nesterov": True,  # sgd
                 "b1": 0.9,  # adam, adamw
                 "b2": 0.999,  # adam, adamw
-                "weight_decay": 5e-4,  # on kernels only; decoupled for adamw, else added to them
+                "weight_decay": 5e-4,  # on kernels only; decoupled for adamw, else L2: gradient + d w
+                "decayed": "kernels",  # which: kernels (all) | dense (of dense layers only)
                 "clip_norm": 0.0,  # of the whole gradient; 0: none
             },
             "ema_decay": 0.999,  # of weights and statistics; starts as min(d, (1 + t) / (10 + t))
@@ -322,6 +323,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
         "on_nan": ("stop", "skip"),
         "optimizer.name": ("sgd", "adam", "adamw"),
         "optimizer.schedule": ("cosine", "cosine_7_16", "constant"),
+        "optimizer.decayed": ("kernels", "dense"),
         "data.unlabeled": ("rest", "all"),
         "data.labels": ("hard", "ferplus7", "ferplus7_majority"),
         "data.clean": ("none", "leaks", "strict"),

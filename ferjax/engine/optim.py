@@ -35,9 +35,10 @@ def make_optimizer(
     """Clipping, weight decay on kernels only (not BatchNorm, bias or PReLU slopes), the update.
 
     sgd and adam add weight_decay * w to the gradient (L2); adamw decouples it (Loshchilov & Hutter
-    2019).
+    2019). `decayed` is "kernels", or "dense": those of dense layers, not of convolutions.
     """
     decay = config["weight_decay"]
+    kernel_mask = kernels if config["decayed"] == "kernels" else dense_kernels
     chain = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
     if config["name"] == "adamw":
         chain.append(
@@ -54,6 +55,11 @@ def make_optimizer(
     return optax.chain(*chain)
 
 
-def kernel_mask(params: Any) -> Any:
+def kernels(params: Any) -> Any:
     """True for the leaves named `kernel`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def dense_kernels(params: Any) -> Any:
+    """True for the kernels [in, out] of dense layers."""
+    return jax.tree.map(lambda chosen, leaf: chosen and leaf.ndim == 2, kernels(params), params)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ferjax import config as configs
-from ferjax.engine.optim import kernel_mask, make_optimizer, make_schedule
+from ferjax.engine.optim import dense_kernels, kernels, make_optimizer, make_schedule
 
 
 def section(**changes):
@@ -87,8 +87,26 @@ def test_clipping_is_of_the_whole_gradient():
 
 def test_mask_takes_kernels():
     tree = {"conv": {"kernel": 0}, "prelu": {"slope": 0}, "bn": {"scale": 0, "bias": 0}}
-    assert kernel_mask(tree) == {
+    assert kernels(tree) == {
         "conv": {"kernel": True},
         "prelu": {"slope": False},
         "bn": {"scale": False, "bias": False},
     }
+
+
+def test_decay_of_dense_kernels_alone():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.ones(2)},
+        "dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+    }
+    assert dense_kernels(params) == {
+        "conv": {"kernel": False, "bias": False},
+        "dense": {"kernel": True, "bias": False},
+    }
+    config = section(weight_decay=0.5, decayed="dense", momentum=0.0, nesterov=False)
+    optimizer = make_optimizer(config, lambda _: 0.1)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.05)
+    for module, leaf in (("conv", "kernel"), ("conv", "bias"), ("dense", "bias")):
+        assert not updates[module][leaf].any()
