@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
@@ -28,6 +29,7 @@ FREE_KEYS = (
     "name",
     "log_every",
     "data.source",
+    "data.unlabeled_source",  # split.json holds the pictures' digest
     "data.ferplus_source",
     "data.data_dir",
     "data.split_file",
@@ -63,6 +65,7 @@ def base() -> ConfigDict:
         {
             "name": "",  # set from the config's file; names the default workdir
             "seed": 0,  # of weights, batches, views and noise; the labelled subset has its own
+            "init_from": "",  # weights to start from: a run's workdir, or ResNet's .safetensors
             "epochs": 30,  # one epoch = ceil(max(labelled / B, unlabelled / (mu B))) steps
             "batch_size": 64,  # B: labelled images a step, over all devices
             "dtype": "float32",  # of the network's activations: float32 | bfloat16 | float64
@@ -78,12 +81,16 @@ def base() -> ConfigDict:
                 "data_dir": "",  # where prepared data is kept; else TFDS_DATA_DIR; else TFDS's own
                 "labeled": "all",  # "all" | "30%" | "2870" | "25/class"
                 "unlabeled": "rest",  # "rest": without the labelled images | "all": with them
+                "unlabeled_source": "",  # more of them: image_folder:DIR, any folder of pictures
                 "split_seed": 0,  # which images are labelled
                 "split_file": "",  # another run's split.json: the same labelled images
                 "clean": "none",  # of training: none | leaks: no copies of test images | strict
-                "labels": "hard",  # of training: hard | ferplus7 (votes) | ferplus7_majority
+                "labels": "hard",  # hard | ferplus7 or ferplus8 (votes) | these with _majority
                 "ferplus_source": "",  # fer2013new.csv; else FERPLUS_SOURCE; else downloaded
-                "image_size": 0,  # side of a view in pixels; 0: that of the data
+                "sampling": "uniform",  # of labelled images: uniform | balanced: classes in turn
+                "illumination": "none",  # none | equalize | clahe | standardize (each view)
+                "crop": 0,  # side of the part that a view shows: any in training, else the middle
+                "image_size": 0,  # side of a view in pixels; 0: that of the data, or of its crop
                 "channels": 1,  # of a view; grey is repeated
                 "mean": (0.5077,),  # per channel (or one for all), of pixels / 255
                 "std": (0.2551,),
@@ -97,7 +104,7 @@ def base() -> ConfigDict:
                 "nesterov": True,  # sgd
                 "b1": 0.9,  # adam, adamw
                 "b2": 0.999,  # adam, adamw
-                "weight_decay": 5e-4,  # on kernels only; decoupled for adamw, else L2: gradient + d w
+                "weight_decay": 5e-4,  # on kernels; decoupled for adamw, else added to the gradient
                 "decayed": "kernels",  # which: kernels (all) | dense (of dense layers only)
                 "clip_norm": 0.0,  # of the whole gradient; 0: none
             },
@@ -230,19 +237,22 @@ def section(config: FrozenConfigDict, name: str) -> dict[str, Any]:
     return {k: v for k, v in config[name].items() if k not in ("name", "policy")}
 
 
-def save(config: FrozenConfigDict, path: Path) -> None:
+def save(config: FrozenConfigDict, path: epath.Path) -> None:
     """Writes a config as JSON."""
     write_json(path, config.to_dict(), indent=2)
 
 
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+def write_json(path: epath.Path, content: Any, indent: int | None = None) -> None:
     """Writes a JSON file whole or not at all: a kill in between leaves the old one."""
+    if os.fspath(path).startswith("gs://"):  # in a bucket every write is so
+        path.write_text(json.dumps(content, indent=indent) + "\n")
+        return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_text(json.dumps(content, indent=indent) + "\n")
     os.replace(temporary, path)
 
 
-def load(path: Path) -> FrozenConfigDict:
+def load(path: epath.Path) -> FrozenConfigDict:
     """Reads a config that `save` wrote; it is data: nothing in it is run.
 
     Raises:
@@ -325,8 +335,16 @@ def _check_ranges(c: dict[str, Any]) -> None:
         "optimizer.schedule": ("cosine", "cosine_7_16", "constant"),
         "optimizer.decayed": ("kernels", "dense"),
         "data.unlabeled": ("rest", "all"),
-        "data.labels": ("hard", "ferplus7", "ferplus7_majority"),
+        "data.labels": (
+            "hard",
+            "ferplus7",
+            "ferplus7_majority",
+            "ferplus8",
+            "ferplus8_majority",
+        ),
         "data.clean": ("none", "leaks", "strict"),
+        "data.sampling": ("uniform", "balanced"),
+        "data.illumination": ("none", "equalize", "clahe", "standardize"),
     }
     flat = dict(_flatten(c))
     for key, allowed in choices.items():
@@ -343,7 +361,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]}: it must be greater than 0")
     not_negative = ["seed", "steps_per_call", "stop_after_steps", "stop_after_minutes"]
-    not_negative += ["data.split_seed", "data.image_size", "optimizer.weight_decay"]
+    not_negative += ["data.split_seed", "data.image_size", "data.crop", "optimizer.weight_decay"]
     not_negative += ["optimizer.warmup_epochs", "optimizer.clip_norm"]
     for key in not_negative:
         if flat[key] < 0:
@@ -359,6 +377,26 @@ def _check_ranges(c: dict[str, Any]) -> None:
                 f"config.data.{key}={c['data'][key]}: one value, or one for each of "
                 f"{c['data']['channels']} channels"
             )
+    _check_combinations(c)
+
+
+def _check_combinations(c: dict[str, Any]) -> None:
+    data, algorithm, usual = c["data"], c["algorithm"], base().data
+    own = [key for key in ("mean", "std") if data[key] != usual[key]]
+    if data["illumination"] == "standardize" and own:
+        raise UserError(
+            f"config.data.{own[0]}={data[own[0]]}: config.data.illumination=standardize takes each "
+            "view's own; leave mean and std as they are"
+        )
+    if data["sampling"] == "balanced":
+        for key, off in (("weighting", "none"), ("logit_adjustment", 0.0)):
+            if algorithm.get(key, off) != off:
+                raise UserError(
+                    f"config.algorithm.{key}={algorithm[key]}: config.data.sampling=balanced shows "
+                    "all classes alike already; use one of them"
+                )
+        if any(view["flip_style"] == "alternate" for view in c["views"].values()):
+            raise UserError("flip_style=alternate needs passes: config.data.sampling=uniform")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

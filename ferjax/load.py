@@ -1,4 +1,4 @@
-"""A workdir -> what it trained: the config, the data it saw, and a network that predicts.
+"""A workdir, or a file of weights -> what was trained: a config, and a network that predicts.
 
 The module is its own shortest form: `ferjax.load("runs/x")` is `ferjax.load.load("runs/x")`.
 """
@@ -11,21 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
+from ferjax import weights as weights_files
 from ferjax.analysis import scores
 from ferjax.augment import policies
 from ferjax.config import UserError
-from ferjax.data import arrays
+from ferjax.data import arrays, illumination, splits
+from ferjax.data.faces import fit
 from ferjax.engine import checkpoint as checkpoints
 from ferjax.engine.evaluation import make_predict
 from ferjax.engine.parallel import Layout
 from ferjax.engine.state import build, build_view
+from ferjax.weights import Weights
+from ferjax.workdir import workdir_path
 
 FEW = 16  # images; up to so many are predicted in a batch of this size
 
@@ -58,6 +62,7 @@ class Trained:
       features: the same images -> the last layer's inputs [N, D]; None if the network has none.
       gradcam: the same images -> maps [N, h, w] of what speaks for the likeliest class, at least 0
         (Selvaraju et al. 2017, eq. 1 and 2, on the last feature map); None if it has none.
+      weights: what it was built from.
     """
 
     config: FrozenConfigDict
@@ -67,6 +72,7 @@ class Trained:
     logits: Callable[[np.ndarray], np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
     gradcam: Callable[[np.ndarray], np.ndarray] | None = None
+    weights: Weights | None = None
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Predictions:
         """Classifies faces of any size.
@@ -102,40 +108,74 @@ def load(
     weights: str = "ema",
     data_dir: str = "",
 ) -> Trained:
-    """Loads a checkpoint of a workdir onto all devices.
+    """Loads a trained network onto all devices.
 
     >>> import ferjax
+    >>> model = ferjax.load("small")  # comes with the package
     >>> model = ferjax.load("runs/quickstart")  # doctest: +SKIP
     >>> model.predict(photo).labels  # doctest: +SKIP
     ['happy']
 
     Args:
-      workdir: of a run, finished or not.
-      checkpoint: "best" (on public_test), "latest", or a step.
-      weights: "ema" or "raw".
-      data_dir: where prepared data is, if not as the run recorded; read for the classes' names of
-        data sets whose code does not know them.
+      workdir: of a run, finished or not; or a safetensors file that `ferjax.export` wrote; or
+        "small", the network that comes with the package (a workdir of that name: "./small").
+      checkpoint: "best" (on public_test), "latest", or a step; of a workdir.
+      weights: "ema" or "raw"; of a workdir.
+      data_dir: where prepared data is, if not as the run recorded; read for the classes' names
+        where the workdir, of an early version, does not hold them.
 
     Raises:
       UserError: no such workdir, checkpoint or weights, or the checkpoint is damaged.
     """
-    workdir = Path(workdir)
-    config = configs.load(workdir / "config.json")
+    return build_trained(
+        read_weights(workdir, checkpoint=checkpoint, weights=weights, data_dir=data_dir)
+    )
+
+
+def read_config(workdir: str | Path) -> FrozenConfigDict:
+    """The config of what `load` takes; no device is touched."""
+    if weights_files.is_file(workdir):
+        return weights_files.config(workdir)
+    return configs.load(workdir_path(workdir) / "config.json")
+
+
+def read_weights(
+    workdir: str | Path,
+    *,
+    checkpoint: str = "best",
+    weights: str = "ema",
+    data_dir: str = "",
+) -> Weights:
+    """What `load` puts onto the devices, as host arrays; see there."""
+    if weights_files.is_file(workdir):
+        return weights_files.read(workdir)
+    path = workdir_path(workdir)
+    config = configs.load(path / "config.json")
     if weights not in ("ema", "raw"):
         raise UserError(f"--weights={weights}: use ema or raw")
     try:
-        tree, _ = checkpoints.read(checkpoints.choose(workdir, str(checkpoint)))
+        tree, _ = checkpoints.read(checkpoints.choose(path, str(checkpoint)))
     except checkpoints.DamagedError as error:
         raise UserError(f"{error}: use another --checkpoint") from None
+    classes, image_shape = _described(path, config, data_dir)
+    source: dict[str, Any] = tree["ema"] if weights == "ema" else tree
+    return Weights(
+        config=config,
+        step=int(tree["step"]),
+        classes=classes,
+        image_shape=image_shape,
+        variables={name: source[name] for name in ("params", "batch_stats")},
+    )
+
+
+def build_trained(weights: Weights) -> Trained:
+    """The network of these weights, on all devices."""
+    config = weights.config
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)  # for callers that are not commands
-    info = arrays.builder(config.data.name, data_dir=data_dir or config.data.data_dir).info
-    classes = tuple(info.features["label"].names)
-    source: dict[str, Any] = tree["ema"] if weights == "ema" else tree
-    variables = {name: source[name] for name in ("params", "batch_stats")}
     layout = Layout(config.parallel)
-    _, model = build(config, len(classes))
-    on_devices = layout.replicate(variables)
+    _, model = build(config, len(weights.classes))
+    on_devices = layout.replicate(weights.variables)
 
     def mapper(network: Any) -> Callable[[np.ndarray], np.ndarray]:
         view, dtype = build_view(config, policies.NONE), jnp.dtype(config.dtype)
@@ -143,52 +183,36 @@ def load(
             make_predict(network, view, layout, batch_size=size, dtype=dtype)
             for size in (FEW, config.evaluate.batch_size)
         )
-        return lambda images: (few if len(images) <= FEW else many)(on_devices, images)
+
+        def run(images: np.ndarray) -> np.ndarray:
+            corrected = illumination.apply(images, config.data.illumination)
+            return (few if len(images) <= FEW else many)(on_devices, corrected)
+
+        return run
 
     return Trained(
         config=config,
-        step=int(tree["step"]),
-        classes=classes,
-        image_shape=tuple(info.features["image"].shape),
+        step=weights.step,
+        classes=weights.classes,
+        image_shape=weights.image_shape,
         logits=mapper(model),
         features=mapper(_Penultimate(model)) if hasattr(model, "features") else None,
         gradcam=mapper(_GradCam(model)) if hasattr(model, "features") else None,
+        weights=weights,
     )
 
 
-def fit(image: np.ndarray, shape: tuple[int, int, int], name: str = "the image") -> np.ndarray:
-    """An image as the network wants it: the middle square, resized (areas are averaged), uint8.
-
-    Args:
-      image: see `Trained.predict`.
-      shape: (H, W, channels) of the result.
-      name: of the image, for the error's line.
-
-    Raises:
-      UserError: an array of another shape, type or range.
-    """
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
-        raise UserError(f"{name}: shape {image.shape}: give [H, W], [H, W, 1] or [H, W, 3]")
-    if np.issubdtype(image.dtype, np.floating):
-        # A NaN fails the comparison, too.
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise UserError(f"{name}: floats from {image.min()} to {image.max()}: give [0, 1]")
-        image = np.rint(image * 255.0).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise UserError(f"{name}: type {image.dtype}: give uint8, or floats in [0, 1]")
-    side = min(image.shape[:2])
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    image = image[top : top + side, left : left + side]
-    # Areas are averaged where it gets smaller: else single pixels decide.
-    how = cv2.INTER_AREA if side > shape[0] else cv2.INTER_LINEAR
-    if image.shape[-1] == 3 and shape[-1] == 1:
-        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    out = cv2.resize(np.ascontiguousarray(image), (shape[1], shape[0]), interpolation=how)
-    out = out.reshape(*shape[:2], -1)
-    return np.broadcast_to(out, shape).copy()
+def _described(
+    workdir: epath.Path, config: FrozenConfigDict, data_dir: str
+) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """The classes' names and the images' shape, as the run wrote them down, else of its data."""
+    recorded = splits.recorded(workdir / "split.json")
+    names, shape = recorded.get("class_names"), recorded.get("image_shape")
+    if names and shape:
+        return tuple(names), (shape[0], shape[1], shape[2])
+    info = arrays.builder(config.data.name, data_dir=data_dir or config.data.data_dir).info
+    height, width, channels = info.features["image"].shape
+    return tuple(info.features["label"].names), (height, width, channels)
 
 
 def load_data(

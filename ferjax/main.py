@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from ferjax import config as configs
@@ -20,6 +21,7 @@ from ferjax.config import EXIT_FAILED, UserError
 from ferjax.engine.checkpoint import DamagedError
 from ferjax.engine.metrics import NotFiniteError
 from ferjax.engine.train import train
+from ferjax.workdir import is_remote, log_handler, reason, workdir_path, write_errors
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -44,11 +46,12 @@ def main() -> int:
     given = configs.switch_modules(given, original)
     given["name"] = given.get("name") or config_name(path)
     for key in ("source", "data_dir", "split_file", "ferplus_source"):
-        if value := given.get("data", {}).get(key):
+        value = given.get("data", {}).get(key)
+        if value and not is_remote(value):
             # A later command may be started elsewhere.
             given["data"][key] = os.path.abspath(os.path.expanduser(value))
     config = configs.finalize(given)
-    workdir = Path(FLAGS.workdir or Path("runs") / config.name)
+    workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}")
     runtime.start(
         config.batch_size // config.microbatches,
         deterministic=config.deterministic,
@@ -74,14 +77,14 @@ def config_name(path: str) -> str:
     return re.sub(r"[^\w.-]+", "_", "_".join([*parts, *([variant] if variant else [])]))
 
 
-def start_logs(workdir: Path) -> None:
+def start_logs(workdir: epath.Path) -> None:
     """ferjax's lines to the console of process 0 and to logs/process_<k>.log of each."""
     process = jax.process_index()
     try:
         (workdir / "logs").mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(workdir / "logs" / f"process_{process}.log")
-    except OSError as error:
-        raise UserError(f"{workdir} can't be written: {error.strerror}") from None
+        file = log_handler(workdir / "logs" / f"process_{process}.log")
+    except write_errors(workdir) as error:
+        raise UserError(f"{workdir} can't be written: {reason(error)}") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.addHandler(file)
     logging.getLogger().addHandler(file)  # other libraries' warnings

@@ -1,25 +1,28 @@
 """Writes a run's report: `python -m ferjax.report --workdir=DIR`.
 
-One file, `<workdir>/report.html`, from a finished or a running workdir, and its figures as
-`<workdir>/figures/*.png`. It reads what training wrote, and scores one checkpoint on public_test by
-the one evaluation path. It never scores private_test: it shows what `ferjax.evaluate` wrote of it.
+One file, `<workdir>/report.html`, from a finished or a running workdir, its figures as
+`<workdir>/figures/*.png`, and the model card `<workdir>/MODEL_CARD.md`. It reads what training
+wrote, and scores one checkpoint on public_test by the one evaluation path. It never scores
+private_test: it shows what `ferjax.evaluate` wrote of it.
 """
 
+import dataclasses
 import logging
-from pathlib import Path
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
-from ferjax import runtime
-from ferjax.analysis import figures
+from ferjax import model_card, runtime
+from ferjax.analysis import figures, scores
 from ferjax.command import run
 from ferjax.config import UserError
 from ferjax.engine import checkpoint
 from ferjax.load import load, load_data
 from ferjax.report_sections import SPLIT, Report, Scored
+from ferjax.workdir import reason, workdir_path, write_errors
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("ferjax")
@@ -35,7 +38,7 @@ def define_flags() -> None:
     runtime.define_flags()
 
 
-def score(workdir: Path, config: FrozenConfigDict) -> Scored | None:
+def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
     """Scores the checkpoint that the flags name, None if nothing was saved yet."""
     if not checkpoint.saved(workdir):
         return None
@@ -50,14 +53,30 @@ def score(workdir: Path, config: FrozenConfigDict) -> Scored | None:
         trained = load(workdir, checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
     source = FLAGS["data.source"].value or ""
     data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
-    return Scored(trained, which, data, trained.logits(data.splits[SPLIT].images))
+    logits = trained.logits(data.splits[SPLIT].images)
+    return Scored(trained, which, data, scores.restrict(logits, trained.classes, data.class_names))
+
+
+def card(report: Report) -> str:
+    """The model card of the checkpoint that the report scores."""
+    assert report.scored
+    assert report.scored.trained.weights
+    source = report.scored.trained.weights
+    facts = model_card.gather(
+        report.workdir,
+        source,
+        checkpoint=report.scored.which,
+        kind=FLAGS.weights,
+        public=report.summary,
+    )
+    return model_card.text(dataclasses.replace(source, facts=facts))
 
 
 def main() -> int:
-    """Writes the report and its figures."""
+    """Writes the report, its figures, and the model card."""
     if not FLAGS.workdir:
         raise UserError("--workdir is missing: give the directory of a run")
-    workdir = Path(FLAGS.workdir)
+    workdir = workdir_path(FLAGS.workdir)
     config = configs.load(workdir / "config.json")
     runtime.start(config.evaluate.batch_size, float64=config.dtype == "float64")
     report = Report(workdir, config, score(workdir, config))
@@ -68,10 +87,12 @@ def main() -> int:
     try:
         path.write_text(text)
         (workdir / "figures").mkdir(exist_ok=True)
+        if report.scored:
+            (workdir / "MODEL_CARD.md").write_text(card(report))
         for name, figure in report.drawn.items():
             (workdir / "figures" / f"{name}.png").write_bytes(figures.png(figure))
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    except write_errors(workdir) as error:
+        raise UserError(f"{path} can't be written: {reason(error)}") from None
     log.info("written to %s (%.1f MB) and %s/figures", path, len(text) / 1e6, workdir)
     return configs.EXIT_OK
 

@@ -3,17 +3,18 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
 from ferjax.analysis import calibration, figures, page, scores, training_curves
+from ferjax.analysis.reliability import Bin, reliability
 from ferjax.augment import policies
 from ferjax.data import splits
 from ferjax.data.arrays import Dataset
@@ -54,7 +55,9 @@ class Report:
       scored: None before the first checkpoint.
     """
 
-    def __init__(self, workdir: Path, config: FrozenConfigDict, scored: Scored | None) -> None:
+    def __init__(
+        self, workdir: epath.Path, config: FrozenConfigDict, scored: Scored | None
+    ) -> None:
         self.workdir, self.config, self.scored = workdir, config, scored
         self.rows = read_rows(workdir / "metrics.jsonl")
         self.evals = [row for row in self.rows if row.get("kind") == "eval"]
@@ -281,7 +284,8 @@ class Report:
             return page.note("split.json is not there yet.")
         labeled, unlabeled = (self.split.get(f"{k}_count", 0) for k in ("labeled", "unlabeled"))
         per_class = self.split.get("labeled_per_class", [])
-        names = self._classes() or tuple(f"class {i}" for i in range(len(per_class)))
+        names = tuple(self.split.get("class_names", ())) or self._classes()
+        names = names or tuple(f"class {i}" for i in range(len(per_class)))
         digests = (str(self.split.get(key))[:12] for key in ("digest", "data_digest"))
         text = (
             f"{labeled:,} labelled and {unlabeled:,} unlabelled training images. Digest of the "
@@ -328,7 +332,7 @@ class Report:
         return page.faces(shown) if shown else page.note("There are none.")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: epath.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -341,8 +345,8 @@ def _lit(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(image * (0.25 + 0.75 * np.clip(share, 0, 1))[..., None]).astype(np.uint8)
 
 
-def _bins(probabilities: np.ndarray, labels: np.ndarray) -> list[calibration.Bin]:
-    bins = calibration.reliability(probabilities, labels)
+def _bins(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
+    bins = reliability(probabilities, labels)
     return [each for each in bins if each.images >= ENOUGH]
 
 

@@ -78,20 +78,21 @@ check() {
   [[ -x $venv/bin/python || -n $dry_run ]] || wrong "not set up: launch/tpu_vm.sh setup comes first"
   not_running
   call "$venv/bin/python" - "$workdir" "$host" <<'PYTHON' ||
-import sys, uuid, fsspec
+import sys, uuid
+from ferjax.workdir import workdir_path
 workdir, host = sys.argv[1:]
-files, path = fsspec.core.url_to_fs(workdir)
-probe = f"{path.rstrip('/')}/.probe-{host}-{uuid.uuid4().hex}"
 try:
-    files.makedirs(path, exist_ok=True)
-    files.pipe_file(probe, b"ferjax")
-    assert files.cat_file(probe) == b"ferjax"
-    files.rm_file(probe)
+    path = workdir_path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f".probe-{host}-{uuid.uuid4().hex}"
+    probe.write_text("ferjax")
+    assert probe.read_text() == "ferjax"
+    probe.unlink()
 except Exception as error:
     sys.exit(f"{type(error).__name__}: {error}")
 PYTHON
     wrong "$workdir can't be written: create the bucket, and give the VM's service account" \
-      "roles/storage.objectUser on it"
+      "roles/storage.objectUser and roles/storage.legacyBucketReader on it"
 }
 
 run() {

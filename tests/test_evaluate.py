@@ -1,16 +1,20 @@
 """`ferjax.evaluate` beyond one run's plain score: ensembles, views, temperatures, comparisons."""
 
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 from test_end_to_end import SMALL, ferjax
 
-from ferjax.augment import tta
+from ferjax.analysis import probes
+from ferjax.augment import corruptions, tta
 from ferjax.config import UserError
 from ferjax.data import arrays
+from ferjax.evaluate_sections import clean_line, clean_score
 from ferjax.load import load
 
 
@@ -56,6 +60,10 @@ def test_an_ensemble_over_views_against_another_run(runs, split):
     errors = np.square(p - np.eye(7)[split.labels]).sum(-1)
     assert found["brier"] == pytest.approx(errors.mean(), rel=1e-4)
     assert found["workdirs"] == [str(first), str(second)]
+    alone = [np.mean([probabilities(run, x) for x in both], 0) for run in runs]
+    shares = [(q.argmax(-1) == split.labels).mean() for q in alone]
+    assert [x["accuracy"] for x in found["ensemble"]["members"]] == pytest.approx(shares)
+    assert found["ensemble"]["gain"] == pytest.approx(right.mean() - np.mean(shares))
 
     against = found["against"]
     assert against["accuracy"] == pytest.approx(other_right.mean())
@@ -83,6 +91,7 @@ def test_private_test_with_the_temperature_of_public_test(runs):
     plain = ferjax("evaluate", f"--workdir={first}", "--calibrate")
     assert plain.returncode == 0, plain.stderr
     args = [f"--workdir={first}", "--split=private_test", "--calibrate", f"--against={second}"]
+    args += ["--probes", "--corruptions"]
     done = ferjax("evaluate", *args)
     assert done.returncode == 0, done.stderr
     public, private = (scored(first, name) for name in ("public_test", "private_test"))
@@ -95,11 +104,29 @@ def test_private_test_with_the_temperature_of_public_test(runs):
     ):
         lines = (run / "eval" / "private_test_readings.jsonl").read_text().splitlines()
         assert [json.loads(x)["accuracy"] for x in lines] == [accuracy]
+        analyses = json.loads(lines[0])["analyses"]
+        assert analyses == ["calibrate", "against", "corruptions", "probes"]
     data = arrays.load("synthetic_faces/tiny", splits=("train", "private_test")).splits
     train, test = (data[k].images.reshape(len(data[k].images), -1) for k in data)
     copies = sum(bool((train == row).all(-1).any()) for row in test)
     assert private["clean"]["images"] == private["images"] - copies
     assert "without exact copies of training images" in done.stdout
+
+    # The features of the run's own labelled images, by the rules of `probes`.
+    trained, split = load(first), data["private_test"]
+    recorded = json.loads((first / "split.json").read_text())
+    mine = np.isin(data["train"].rows, recorded["labeled_rows"])
+    fitted, judged = (trained.features(x) for x in (data["train"].images[mine], split.images))
+    found = probes.nearest_neighbours(fitted, data["train"].labels[mine], judged)
+    assert private["probes"]["fitted_images"] == len(recorded["labeled_rows"]) == 28
+    assert private["probes"]["knn"]["accuracy"] == pytest.approx(np.mean(found == split.labels))
+    assert private["probes"]["network"]["accuracy"] == private["accuracy"]
+    dark = corruptions.corrupt(split.images, "darkness", 0.25)
+    row = private["corruptions"]["kinds"]["darkness"][1]
+    wanted = probabilities(first, dark).argmax(-1) == split.labels
+    assert (row["level"], row["accuracy"]) == (0.25, pytest.approx(wanted.mean()))
+    assert "corruptions: accuracy in %" in done.stdout
+    assert "the network itself" in done.stdout
 
 
 def test_what_is_wrong_gets_one_line(runs):
@@ -114,23 +141,60 @@ def test_what_is_wrong_gets_one_line(runs):
         assert "Traceback" not in done.stderr
 
 
-def test_copies_of_training_images_are_left_out():
-    from ferjax import evaluate
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (6, 4, 4, 1), np.uint8)
+def test_the_score_without_copies():
     labels = np.array([0, 1, 0, 1])
-    rows = np.arange(4, dtype=np.int32)
-    test = arrays.Split(images[[0, 5, 1, 4]], labels, rows)
-    train = arrays.Split(images[:4], labels, rows)
-    data = arrays.Dataset("x", ("a", "b"), {"train": train, "private_test": test}, "d")
     logits = np.eye(2)[[1, 1, 1, 0]]  # right on the second image alone
-    found = evaluate.clean_score(data, "private_test", logits)
+    found = clean_score(np.array([False, True, False, True]), labels, logits)
     assert (found["images"], found["accuracy"]) == (2, 0.5)
     low, high = scipy.stats.binomtest(1, 2).proportion_ci(method="wilson")
     assert found["accuracy_interval"] == pytest.approx([low, high], abs=1e-6)
-    all_copies = arrays.Dataset("x", ("a", "b"), {"train": test, "private_test": test}, "d")
-    assert evaluate.clean_score(all_copies, "private_test", logits)["accuracy"] is None
+    none = clean_score(np.zeros(4, bool), labels, logits)
+    assert none["accuracy"] is None
+    assert clean_line(none) == "each image has an exact copy in train"
+
+
+def test_a_folder_by_all_checkpoints_of_a_run(runs, tmp_path):
+    """The second run's weights are put beside the first one's, as another step of it."""
+    first, second = runs
+    run = tmp_path / "run"
+    shutil.copytree(first, run, ignore=shutil.ignore_patterns("eval"))
+    step = next((run / "checkpoints").iterdir()).name
+    shutil.copytree(second / "checkpoints" / step, run / "checkpoints" / "7")
+    split = arrays.load("synthetic_faces/tiny", splits=("public_test",))
+    data, names = split.splits["public_test"], split.class_names
+    for row, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        path = tmp_path / "mine" / names[label].upper() / f"{row:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), image)
+    (path.parent / "zzz.png").write_bytes(b"no picture")
+    args = [f"--workdir={run}", "--checkpoint=all", f"--folder={tmp_path / 'mine'}"]
+    done = ferjax("evaluate", *args)
+    assert done.returncode == 0, done.stderr
+    found = scored(run, "folder_mine_checkpoints")
+    both = [probabilities(each, data.images) for each in (second, first)]  # by step
+    right = [(p.argmax(-1) == data.labels).mean() for p in (*both, np.mean(both, 0))]
+    assert [x["accuracy"] for x in found["ensemble"]["members"]] == pytest.approx(right[:2])
+    assert found["accuracy"] == pytest.approx(right[2])
+    assert found["ensemble"]["gain"] == pytest.approx(right[2] - np.mean(right[:2]))
+    assert found["images"] == 70
+    assert [x["image"] for x in found["skipped"]] == [str(path.parent / "zzz.png")]
+    assert "zzz.png: not a picture that OpenCV reads" in done.stdout
+    assert [x.name for x in (run / "eval").iterdir()] == ["folder_mine_checkpoints.json"]
+
+
+def test_the_classes_are_known_without_the_data(runs, tmp_path):
+    recorded = json.loads((runs[0] / "split.json").read_text())
+    trained = load(runs[0], data_dir=str(tmp_path))
+    assert trained.classes == tuple(recorded["class_names"])
+    assert list(trained.image_shape) == recorded["image_shape"] == [48, 48, 1]
+    # Runs of before these were written down ask the data set.
+    old = tmp_path / "old"
+    shutil.copytree(runs[0], old)
+    for key in ("class_names", "image_shape"):
+        del recorded[key]
+    (old / "split.json").write_text(json.dumps(recorded))
+    again = load(old)
+    assert (again.classes, again.image_shape) == (trained.classes, trained.image_shape)
 
 
 def test_the_versions_of_test_time_augmentation():

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import types
 
 import cv2
 import jax
@@ -14,9 +15,12 @@ from test_end_to_end import ROOT, SMALL, environment, ferjax
 
 import ferjax as package
 from ferjax import predict as command
+from ferjax import predict_sources as sources
+from ferjax.annotate import annotate
 from ferjax.augment import policies
 from ferjax.config import UserError
 from ferjax.data import arrays
+from ferjax.data.faces import SEARCH_SIDE
 from ferjax.engine import checkpoint
 from ferjax.engine.state import build, build_view
 from ferjax.load import Trained, fit
@@ -71,6 +75,18 @@ assert not bridge._backends, "a backend was started"
     assert done.returncode == 0, done.stderr
     assert "UserError nowhere/config.json is not there" in done.stdout
     assert "has no attribute 'lod'" in done.stdout
+
+
+def test_training_left_curves_and_pictures_for_tensorboard(trained):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("tensorflow")
+    events = reader.EventAccumulator(str(trained / "events"))
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"train/loss", "eval/ema_accuracy", "eval/confusion", "eval/faces"} <= tags
+    (faces,) = events.Tensors("eval/faces")
+    shown = cv2.imdecode(np.frombuffer(faces.tensor_proto.string_val[2], np.uint8), 1)
+    assert shown.shape == (450, 720, 3)
 
 
 def test_one_or_many_grey_or_colour_are_the_same_prediction(model, faces):
@@ -168,13 +184,13 @@ def test_the_command_goes_on_after_bad_files(trained, model, folder, faces):
     out = folder / "found.json"
     done = ferjax(
         "predict",
-        *(f"--workdir={trained}", "--detect=none", f"--output={out}"),
-        *(str(folder), str(folder / "nowhere.png")),
+        *(f"--workdir={trained}", "--no-detect", f"--output={out}"),
+        *(str(folder), str(folder / "nowhere.png"), str(folder / "notes.txt")),
     )
     assert done.returncode == 0, done.stderr
     rows = {row["image"].removeprefix(f"{folder}/"): row for row in json.loads(out.read_text())}
     assert set(rows) == {
-        *("a.png", "below/b.jpg", "one.png", "broken.png", "empty.jpg", "nowhere.png")
+        *("a.png", "below/b.jpg", "one.png", "broken.png", "empty.jpg", "nowhere.png", "notes.txt")
     }
     expected = model.predict(faces[0])
     got = rows["a.png"]
@@ -185,49 +201,149 @@ def test_the_command_goes_on_after_bad_files(trained, model, folder, faces):
     )
     assert "OpenCV" in rows["broken.png"]["error"]
     assert "OpenCV" in rows["empty.jpg"]["error"]
+    assert "OpenCV" in rows["notes.txt"]["error"]
     assert rows["nowhere.png"]["error"] == "No such file or directory"
     assert got["label"] in done.stdout
     assert "whole picture" in done.stdout
 
 
-def test_faces_are_found_largest_first(monkeypatch):
-    """The boxes are scaled back to the picture, and cut from it."""
+class Cascade:
+    """Finds two faces in what is 800 pixels wide."""
 
-    class Cascade:
-        def detectMultiScale(self, grey, **_):
-            assert max(grey.shape) == command.SEARCH_SIDE
-            return np.array([[10, 20, 30, 30], [100, 50, 60, 60]], np.int32)
+    def detectMultiScale(self, grey, **_):
+        assert max(grey.shape) == SEARCH_SIDE
+        return np.array([[10, 20, 30, 30], [100, 50, 60, 60]], np.int32)
 
-    boxes = command.faces(np.zeros((400, 1600, 3), np.uint8), Cascade())
-    assert boxes == [[200, 100, 120, 120], [20, 40, 60, 60]]
+
+def constant(*classes):
+    """A network that says the first class of everything, and what it was shown."""
     seen = []
-    model = Trained(
-        None, 0, ("a", "b"), (48, 48, 1), lambda x: seen.append(x) or np.zeros((len(x), 2))
+    logits = np.eye(len(classes))[:1]
+    return seen, Trained(
+        *(None, 0, classes, (48, 48, 1)),
+        lambda x: seen.append(x) or np.repeat(logits, len(x), 0),
     )
+
+
+def predict(model, *names, **options):
+    return command.predict(model, sources.find([str(name) for name in names]), **options)
+
+
+def test_faces_are_found_largest_first(monkeypatch, tmp_path):
+    """The boxes are scaled back to the picture, and cut from it."""
     picture = np.zeros((400, 1600, 3), np.uint8)
     picture[100:220, 200:320] = 255
-    monkeypatch.setattr(command, "_read", lambda path: picture)
-    monkeypatch.setattr(cv2, "CascadeClassifier", lambda path: Cascade())
-    rows = command.predict(model, ["x"], "all")
+    boxes = command.faces(picture, Cascade())
+    assert boxes == [[200, 100, 120, 120], [20, 40, 60, 60]]
+    cv2.imwrite(str(tmp_path / "x.png"), picture)
+    monkeypatch.setattr(command, "make_cascade", Cascade)
+    seen, model = constant("a", "b")
+    rows = predict(model, tmp_path / "x.png", detect="all")
     assert [row["box"] for row in rows] == boxes
     assert seen[0][0].min() == 255
     assert seen[0][1].max() == 0
-    assert len(command.predict(model, ["x"], "largest")) == 1
+    assert len(predict(model, tmp_path / "x.png", detect="largest")) == 1
 
 
-def test_a_picture_without_a_face_says_so():
-    model = Trained(None, 0, ("a",), (48, 48, 1), lambda x: np.zeros((len(x), 1)))
-    plain = str(ROOT / "tests" / "nowhere.png")
-    rows = command.predict(model, [plain])
-    assert rows == [{"image": plain, "error": "No such file or directory"}]
+def test_what_shows_no_face_says_so(tmp_path):
+    """Plain, tiny, very long, and too large pictures, with the real cascade."""
+    Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "a.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "b.png")
+    Image.new("L", (20000, 1)).save(tmp_path / "c.png")
+    _, model = constant("a")
+    rows = predict(model, tmp_path, tmp_path / "nowhere.png", tmp_path / "*.gif")
+    said = [row["error"] for row in rows]
+    assert said[:3] == [command.NO_FACE] * 3
+    assert said[3:] == ["No such file or directory", "matches no file"]
 
 
-def test_the_cascade_finds_nothing_in_a_plain_picture(tmp_path):
-    Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "grey.png")
-    model = Trained(None, 0, ("a",), (48, 48, 1), lambda x: np.zeros((len(x), 1)))
-    (row,) = command.predict(model, [str(tmp_path / "grey.png")])
-    assert "no face found" in row["error"]
-    assert "--detect=none" in row["error"]
+def test_a_decompression_bomb_takes_no_memory(tmp_path):
+    """20,000 x 20,000 pixels in 50 kB would be 1.2 GB."""
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    Image.new("1", (12000, 12000)).save(tmp_path / "smaller.png")
+    code = f"""
+import resource
+from ferjax.data import pictures
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name in ("bomb", "smaller"):
+    print(pictures.read("{tmp_path}/" + name + ".png"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    *said, kilobytes = done.stdout.splitlines()
+    assert said == ["more than 134 megapixels: shrink it first"] * 2, done.stderr
+    assert int(kilobytes) < 50_000
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """25 frames at 10 a second, the first ten dark."""
+    path = tmp_path / "clip.mp4"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (1600, 400))
+    for place in range(25):
+        video.write(np.full((400, 1600, 3), 0 if place < 10 else 200, np.uint8))
+    video.release()
+    return path
+
+
+def test_a_video_has_a_row_for_each_face_with_its_time(monkeypatch, clip, tmp_path):
+    class Bright(Cascade):
+        def detectMultiScale(self, grey, **options):
+            found = super().detectMultiScale(grey, **options)
+            return found if grey.mean() > 100 else ()
+
+    monkeypatch.setattr(command, "make_cascade", Bright)
+    _, model = constant("a", "b")
+    rows = predict(model, clip, detect="all", every=4, folder=tmp_path)
+    where = [(row["frame"], row["time"]) for row in rows]
+    assert where == [(n, pytest.approx(n / 10)) for n in (12, 16, 20, 24) for _ in range(2)]
+    drawn = sorted(path.name for path in tmp_path.glob("*_faces.jpg"))
+    assert drawn == [f"clip_{n:06d}_faces.jpg" for n in range(0, 25, 4)]
+    command.write(rows, tmp_path / "x.csv", model.classes)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["time"] == "1.2"
+    rows = predict(model, clip, detect="largest", every=100)
+    assert rows == [{"image": str(clip), "error": command.NO_FACE}]
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    (row,) = predict(model, tmp_path / "broken.avi")
+    assert "not a video" in row["error"]
+
+
+def test_drawings_are_readable_and_leave_the_faces_visible():
+    face = {"box": [300, 200, 400, 400], "label": "happy", "confidence": 0.5}
+    picture = np.full((3000, 4000, 3), 120, np.uint8)
+    drawn = np.asarray(annotate(picture, [face, {**face, "box": [1200, 200, 300, 300]}]))
+    assert drawn.shape == (1800, 2400, 3), "large ones are reduced"
+    inside = drawn[135:350, 195:410]
+    assert (inside == 120).all()
+    label = drawn[70:115, 180:420]
+    assert label.min() < 30
+    assert label.max() > 240
+    small = np.asarray(annotate(picture[:48, :48], [{**face, "box": None}]))
+    assert small.shape[1] == 360, "small ones are enlarged"
+    assert (small[:360] == 120).all()
+    assert small[360:].max() > 240
+    at_the_edge = annotate(picture[:60, :400], [{**face, "box": [0, 0, 60, 60]}])
+    assert np.asarray(at_the_edge).max() > 240
+
+
+def test_pictures_of_one_name_are_all_drawn(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (60, 60)).save(tmp_path / name / "x.png")
+    (tmp_path / "out").mkdir()
+    _, model = constant("a", "b")
+    predict(model, tmp_path, detect="none", folder=tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"x_faces.jpg", "x_faces_2.jpg"}
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--detect"])
+def test_values_may_follow_their_flags_and_pictures_need_none(flag):
+    known = dict.fromkeys(("workdir", "detect"), types.SimpleNamespace(boolean=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "FLAGS", known)
+        named = command._named([flag, "x", "a.jpg", "--no-detect", "b.jpg", f"{flag}=y"])
+    assert named == [flag, "x", "--image=a.jpg", "--detect=none", "--image=b.jpg", f"{flag}=y"]
 
 
 def test_written_forms_agree(tmp_path):
@@ -251,10 +367,10 @@ def test_written_forms_agree(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["x.png"], "--workdir is missing"),
+        (["x.png", "--workdir=nowhere"], "nowhere/config.json is not there"),
         (["--workdir={run}"], "no picture is given"),
-        (["--workdir={run}", "{tmp}"], "holds no picture"),
-        (["--workdir={run}", "{tmp}/*.png"], "matches no file"),
+        (["{tmp}", "{tmp}/*.png"], "none of the pictures gave a prediction; {tmp}: holds no pict"),
+        (["x.png", "--annotate=nowhere/below"], "nowhere is not there"),
         (["--workdir={run}", "x.png", "--output=x.xls"], "must end with .json, .jsonl, .csv"),
         (["--workdir={run}", "x.png", "--detect=some"], "use largest, all, none"),
     ],
@@ -262,5 +378,5 @@ def test_written_forms_agree(tmp_path):
 def test_what_is_wrong_gets_one_line(args, message, trained, tmp_path):
     done = ferjax("predict", *(a.format(run=trained, tmp=tmp_path) for a in args))
     assert done.returncode == 2
-    assert message in done.stderr
+    assert message.format(tmp=tmp_path) in done.stderr
     assert "Traceback" not in done.stderr

@@ -96,6 +96,9 @@ def test_the_report_says_what_evaluate_says(report, trained):
     low, high = (f"{100 * x:.2f}" for x in scores["accuracy_interval"])
     assert f"<b>{100 * scores['accuracy']:.2f} %</b>" in report
     assert f"95 % interval {low} to {high} %" in report
+    card = (trained / "MODEL_CARD.md").read_text()
+    assert f"{100 * scores['accuracy']:.2f} % ({low} to {high})" in card
+    assert "28 labelled images of `synthetic_faces/tiny`" in card
     counts = re.search(r"<svg[^>]*aria-label=\"Images\.\".*?</svg>", report, re.DOTALL)[0]
     texts = [e.text for e in ET.fromstring(counts).iter("{http://www.w3.org/2000/svg}text")]
     numbers = [int(t) for t in texts if t and t.isdigit()]

@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ferjax.config import UserError
 
@@ -25,7 +26,7 @@ class Part(flax.struct.PyTreeNode):
     Attributes:
       views: name -> float [n, H, W, C], normalised.
       target: float [n, classes], one-hot or soft. Of unlabelled images it is the hidden truth, for
-        measurement only: a loss that reads it cheats.
+        measurement only: a loss that reads it cheats; zeros where the data set has no label.
       weight: float [n], of each image in the loss.
       index: int32 [n], the image's row in the training arrays.
       keys: typed random keys [n], one for each global position in the batch.
@@ -43,11 +44,16 @@ class Part(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What one device sees of a step; `gather` collects [n, ...] from all devices in order."""
+    """What one device sees of a step; `gather` collects [n, ...] from all devices in order.
+
+    `class_counts` are the labelled images of each class in the whole set (votes may make fractions
+    of them); () where they are not known.
+    """
 
     labeled: Part
     unlabeled: Part | None
     gather: Callable[[jax.Array], jax.Array] = flax.struct.field(pytree_node=False)
+    class_counts: tuple[float, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 class Time(NamedTuple):
@@ -55,6 +61,22 @@ class Time(NamedTuple):
 
     step: jax.Array
     progress: jax.Array
+
+
+class TrainingSet(NamedTuple):
+    """The training images, for what is read from files about them.
+
+    Attributes:
+      rows: int32 [N], the official row of each image, ascending.
+      labeled: int32 [n], positions of the labelled ones.
+      class_names: of the network.
+      digest: of the data set; equal digests mean equal rows, labels and pixels.
+    """
+
+    rows: np.ndarray
+    labeled: np.ndarray
+    class_names: tuple[str, ...]
+    digest: str
 
 
 class Net(Protocol):
@@ -102,6 +124,11 @@ class BaseAlgorithm:
         del num_classes, num_images
         return {}
 
+    def read_extra(self, extra: Any, train: TrainingSet) -> Any:
+        """Fills `extra` [host arrays] from files, of the same shapes; not called on a restart."""
+        del train
+        return extra
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Adds trainable parts to the network; the result must have the same call."""
         return model
@@ -114,6 +141,49 @@ class BaseAlgorithm:
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     """-sum_c target_c log softmax(logits)_c; [N, C] and [N, C] -> [N]."""
     return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+
+
+def squared_hinge(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """L2-SVM, one class against the rest (Tang 2013, eq. 10): [N, C] and [N, C] -> [N].
+
+    sum_c max(0, 1 - s_c z_c)^2 with s_c = 1 for the image's class and -1 for the others; of a soft
+    target the mean over its classes: sum_c y_c max(0, 1 - z_c)^2 + (1 - y_c) max(0, 1 + z_c)^2. Its
+    margin term |w|^2 / 2 is the weight decay of the last layer.
+    """
+    own, other = jax.nn.relu(1 - logits) ** 2, jax.nn.relu(1 + logits) ** 2
+    return jnp.sum(target * own + (1 - target) * other, axis=-1)
+
+
+def class_prior(batch: Batch, like: jax.Array) -> jax.Array:
+    """Shares of the classes among the labelled images, [C]; equal ones where they are not known."""
+    counts = jnp.asarray(batch.class_counts or (1.0,) * like.shape[-1], like.dtype)
+    return counts / counts.sum()
+
+
+def class_weights(batch: Batch, target: jax.Array, kind: str) -> jax.Array:
+    """Weights of images by the classes of their targets: [N, C] -> [N].
+
+    "balanced" is in inverse proportion to a class's labelled images n_c; "effective" to
+    1 - beta^n_c (Cui et al. 2019, eq. 2; its beta is free, here 1 - 1/n with n the mean of n_c).
+    Over the labelled images the mean weight is 1.
+    """
+    prior = class_prior(batch, target)
+    number = prior
+    if kind == "effective":
+        mean = max(sum(batch.class_counts) / target.shape[-1], 2.0)
+        number = -jnp.expm1(prior * target.shape[-1] * mean * jnp.log1p(-1 / mean))
+    weights = jnp.where(prior > 0, 1 / jnp.where(prior > 0, number, 1.0), 0.0)
+    return target @ (weights / jnp.sum(prior * weights))
+
+
+def adjust_logits(batch: Batch, logits: jax.Array, tau: float) -> jax.Array:
+    """z + tau log prior, for the loss alone (Menon et al. 2021, eq. 10): [N, C] -> [N, C].
+
+    The network then predicts as if classes were equally frequent. A class without labelled images
+    counts as one with a thousandth of the mean.
+    """
+    prior = class_prior(batch, logits)
+    return logits + tau * jnp.log(jnp.maximum(prior, 1e-3 / logits.shape[-1]))
 
 
 def entropy(logits: jax.Array) -> jax.Array:
@@ -138,9 +208,17 @@ def mean_metric(values: jax.Array, weight: jax.Array | float = 1.0) -> tuple[jax
 
 
 def accuracy_metric(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pair (sum, weight) of top-1 accuracy: [N, C], [N, C] -> ([], [])."""
+    """The pair (sum, weight) of top-1 accuracy: [N, C], [N, C] -> ([], []).
+
+    Images without a known label (a target of zeros) have no weight.
+    """
     correct = jnp.argmax(logits, -1) == jnp.argmax(target, -1)
-    return mean_metric(correct.astype(logits.dtype))
+    return mean_metric(correct.astype(logits.dtype), is_known(target).astype(logits.dtype))
+
+
+def is_known(target: jax.Array) -> jax.Array:
+    """Whether an image's label is known: targets [N, C] -> bool [N]; those of zeros are not."""
+    return jnp.any(target > 0, axis=-1)
 
 
 def pseudo_labels(
@@ -191,12 +269,20 @@ def forward_views(net: Net, batch: Batch, form: str) -> tuple[jax.Array, jax.Arr
 
 
 def unlabeled_metrics(weak: jax.Array, truth: jax.Array, mask: jax.Array) -> Metrics:
-    """How many pseudo-labels count, and how many are right: logits and truth [N, C], mask [N]."""
+    """How many pseudo-labels count, and how many are right: logits and truth [N, C], mask [N].
+
+    Whether they are right is asked of images whose hidden label the data set knows. The share that
+    counts is also given apart for these and for the others (`unlabeled/`, pictures from elsewhere):
+    if it is much smaller there, those pictures look unlike the labelled ones.
+    """
     hit = (jnp.argmax(weak, -1) == jnp.argmax(truth, -1)).astype(mask.dtype)
+    known = is_known(truth).astype(mask.dtype)
     return {
         "mask_rate": mean_metric(mask),
-        "pseudo_label_accuracy": mean_metric(hit, mask),
-        "unlabeled_accuracy": mean_metric(hit),
+        "mask_rate_known": mean_metric(mask, known),
+        "mask_rate_unknown": mean_metric(mask, 1 - known),
+        "pseudo_label_accuracy": mean_metric(hit, mask * known),
+        "unlabeled_accuracy": mean_metric(hit, known),
     }
 
 

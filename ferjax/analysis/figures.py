@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ferjax.analysis.calibration import Bin
+from ferjax.analysis.reliability import Bin
 
 # Each colour once: `svg` tells them apart by value. Lines differ in style as well as in colour.
 LIGHT = {

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-BINS = 15  # of the expected calibration error (Guo et al. 2017)
+from ferjax.analysis.reliability import expected_calibration_error, reliability
+from ferjax.config import UserError
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -39,16 +40,53 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return float(centre - half), float(centre + half)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, eq. 5)."""
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == labels
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = [
-        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b)
-        for b in np.unique(bins)
-    ]
-    return float(sum(gaps))
+def restrict(logits: np.ndarray, have: Sequence[str], want: Sequence[str]) -> np.ndarray:
+    """The logits of some classes; their softmax is the probabilities given that it is one of them.
+
+    Args:
+      logits: [N, C], or log-probabilities.
+      have: the C classes' names.
+      want: the names of the D classes that are wanted, in the order of the result.
+
+    Returns:
+      [N, D].
+
+    Raises:
+      UserError: a class that is wanted is not there.
+    """
+    if tuple(have) == tuple(want):
+        return logits
+    if missing := [name for name in want if name not in have]:
+        raise UserError(
+            f"the run tells apart {', '.join(have)}, and not {', '.join(missing)}: score it on "
+            "its own classes"
+        )
+    return logits[:, [list(have).index(name) for name in want]]
+
+
+def rates(predicted: np.ndarray, labels: np.ndarray, count: int) -> dict[str, Any]:
+    """What predictions without probabilities are scored by.
+
+    Args:
+      predicted: int [N]; labels: int [N]; both in [0, count).
+
+    Returns:
+      images, accuracy, accuracy_interval, balanced_accuracy, macro_f1 and confusion, as
+      `summarize` gives them.
+    """
+    labels = np.asarray(labels)
+    confusion = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
+    hits, true, found = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    f1 = 2 * hits / np.maximum(true + found, 1)
+    share = float(hits.sum() / len(labels))
+    return {
+        "images": len(labels),
+        "accuracy": share,
+        "accuracy_interval": list(wilson_interval(share, len(labels))),
+        "balanced_accuracy": float((hits / np.maximum(true, 1))[true > 0].mean()),
+        "macro_f1": float(f1[true + found > 0].mean()),
+        "confusion": confusion.tolist(),
+    }
 
 
 def summarize(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -62,23 +100,16 @@ def summarize(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
       occur), macro_f1 (mean over all classes that occur or are predicted), nll (nats), ece,
       images, per_class {name: precision, recall, f1, images}, confusion [true][predicted].
     """
-    labels = np.asarray(labels)
-    n, count = len(labels), len(classes)
     probabilities = softmax(logits)
-    predicted = probabilities.argmax(-1)
-    confusion = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
+    counted = rates(probabilities.argmax(-1), labels, len(classes))
+    confusion = np.array(counted.pop("confusion"))
     hits, true, found = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     precision, recall = hits / np.maximum(found, 1), hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(true + found, 1)
-    share = float(hits.sum() / n)
     return {
-        "images": n,
-        "accuracy": share,
-        "accuracy_interval": list(wilson_interval(share, n)),
-        "balanced_accuracy": float(recall[true > 0].mean()),
-        "macro_f1": float(f1[true + found > 0].mean()),
+        **counted,
         "nll": nll(probabilities, labels),
-        "ece": calibration_error(probabilities, labels),
+        "ece": expected_calibration_error(reliability(probabilities, labels)),
         "per_class": {
             name: {
                 "precision": float(precision[i]),

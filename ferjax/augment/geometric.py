@@ -80,6 +80,31 @@ def rotation(degrees: jax.Array) -> Affine:
     return Affine(cos, -sin, zero, sin, cos, zero)
 
 
+def keras_affine(
+    degrees: jax.Array,
+    shift_x: jax.Array,
+    shift_y: jax.Array,
+    shear: jax.Array,
+    zoom_x: jax.Array,
+    zoom_y: jax.Array,
+) -> Affine:
+    """What Keras' `apply_affine_transform` does: the product R T S Z, from result to source.
+
+    Keras counts rows first, so its positive angles turn as our negative ones, and its shear, with
+    the matrix (1, -sin s; 0, cos s), moves rows by their columns and narrows the columns.
+
+    Args:
+      degrees, shear: [N], both in degrees.
+      shift_x, shift_y: [N], pixels along the width and the height.
+      zoom_x, zoom_y: [N], step in the source for one in the result: above 1 shows more.
+    """
+    n = degrees.shape[0]
+    radians = shear * np.float32(np.pi / 180.0)
+    move = rotation(-degrees) @ affine(n, shift_x=shift_x, shift_y=shift_y)
+    move @= affine(n, scale_x=jnp.cos(radians), shear_y=-jnp.sin(radians))
+    return move @ affine(n, scale_x=zoom_x, scale_y=zoom_y)
+
+
 def resized_crop(
     numbers: jax.Array, h: int, w: int, scale: Sequence[float], aspect: Sequence[float]
 ) -> Affine:

@@ -1,5 +1,7 @@
 """Rectangles that cover a part of a view: cutout and random erasing."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,6 @@ import numpy as np
 from ferjax.augment.randaugment import index
 
 STYLES = ("fixed", "uniform")
-_AREA, _ASPECT = (0.02, 0.33), (0.3, 3.3)
 
 
 def _box(
@@ -38,20 +39,28 @@ def cutout(numbers: jax.Array, size: int, fraction: float, style: str) -> jax.Ar
     return _box(size, y - half, x - half, y + half, x + half)
 
 
-def erasing(numbers: jax.Array, size: int, probability: float) -> jax.Array:
-    """A rectangle inside the view, of U(.02, .33) of its area (Zhong et al. 2017).
+def erasing(
+    numbers: jax.Array,
+    size: int,
+    probability: float,
+    areas: Sequence[float],
+    aspects: Sequence[float],
+) -> jax.Array:
+    """A rectangle inside the view (Zhong et al. 2017).
 
     Args:
       numbers: uniform in [0, 1), [N, 5].
       size: side of the view in pixels.
       probability: that there is one.
+      areas: (low, high) of its share of the view's area, drawn uniformly.
+      aspects: (low, high) of its width / height, drawn uniformly in the logarithm.
 
     Returns:
       Which pixels are covered, bool [N, size, size].
     """
     on, area, aspect, y, x = numbers.T
-    area = size**2 * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
-    aspect = jnp.exp(np.log(_ASPECT[0]) + np.log(_ASPECT[1] / _ASPECT[0]) * aspect)
+    area = size**2 * (areas[0] + (areas[1] - areas[0]) * area)
+    aspect = jnp.exp(np.log(aspects[0]) + np.log(aspects[1] / aspects[0]) * aspect)
     height = jnp.minimum(jnp.round(jnp.sqrt(area / aspect)), size)
     width = jnp.minimum(jnp.round(jnp.sqrt(area * aspect)), size)
     height = jnp.where(on < probability, height, 0.0)

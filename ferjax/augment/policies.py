@@ -6,9 +6,10 @@ A view is made inside the jitted step from uint8 images, in this fixed order:
 2. Colour (a no-op on grey images), then sharpness, a 3x3 filter.
 3. All geometric operations as one affine map, sampled bilinearly once (`geometric.py`): flip, then
    crop or random resized crop, then the policy's shift, rotation, shear and zoom, then the drawn
-   ones in drawn order, and the resize to the result's side (bilinear, without antialiasing).
+   ones in drawn order, then the part that `config.data.crop` shows, and the resize to the result's
+   side (bilinear, without antialiasing).
 4. Random erasing, then cutout: rectangles of middle grey, level 127.5.
-5. Normalisation: (level / 255 - mean) / std.
+5. Normalisation: (level / 255 - mean) / std; or by the view's own mean and deviation.
 
 Pillow pipelines, the reference codes' too, apply what RandAugment drew in drawn order, round to
 levels after each operation, and sample anew for each. Here order is kept within the table and
@@ -31,26 +32,12 @@ RandAugment's pool; each slot draws one of these 14 with equal probability, and 
 Shears are about the image's centre (the references': about its corner). For posterize the FixMatch
 paper gives 4..8 bits, followed here; its code keeps 4 - floor(.4 l).
 
-The policy's own operations:
-
-| field | operation and range |
-|---|---|
-| flip | left-right, with this probability |
-| crop | shift by whole pixels in [-p, p], p = round(crop side), by `fill` ("constant" reflects) |
-| resized_crop | area U(range) of the image, aspect log U(resized_crop_aspect), cut to the image |
-| shift | whole pixels, up to these fractions of the width and the height |
-| rotation, shear | +- degrees; shear is horizontal |
-| zoom | magnification U(range), both axes alike |
-| affine_p | probability of each of shift, rotation, shear, zoom |
-| brightness, contrast | factor 1 + U(-b, b), with probability jitter_p each, before RandAugment |
-| cutout | square, this fraction of the side ("fixed") or U(0, it) ("uniform"), centred anywhere |
-| erase | probability of one rectangle of U(.02, .33) of the area, aspect log U(.3, 3.3) |
+The policy's own operations stand in `policy.py`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +45,7 @@ import numpy as np
 
 from ferjax.augment import geometric, occlusion, photometric, randaugment
 from ferjax.augment.geometric import Affine, affine
+from ferjax.augment.policy import Policy
 from ferjax.augment.randaugment import Drawn, index
 from ferjax.config import UserError
 
@@ -68,87 +56,6 @@ GREY = 127.5  # level of cutout and erasing: the middle, 0 in the reference's [-
 _FLIP, _CROP, _SHIFT, _ROTATION, _SHEAR, _ZOOM = 0, 1, 3, 6, 8, 10
 _RESIZED, _BRIGHTNESS, _CONTRAST, _CUTOUT, _ERASE, _RANDAUGMENT = 12, 16, 18, 20, 23, 28
 
-
-@dataclass(frozen=True)
-class Policy:
-    """The random operations of a view. The module's tables say what each field does.
-
-    Fields are numbers, strings and tuples of numbers, so that a config can hold them. A field out
-    of its range raises `UserError`.
-    """
-
-    flip: float = 0.0
-    crop: float = 0.0
-    resized_crop: tuple[float, ...] = ()
-    resized_crop_aspect: tuple[float, ...] = (3 / 4, 4 / 3)
-    shift: tuple[float, ...] = (0.0, 0.0)
-    rotation: float = 0.0
-    shear: float = 0.0
-    zoom: tuple[float, ...] = (1.0, 1.0)
-    affine_p: float = 1.0
-    fill: str = "nearest"
-    fill_value: float = 0.5  # of the "constant" fill: 0 is black, 1 white
-    brightness: float = 0.0
-    contrast: float = 0.0
-    jitter_p: float = 1.0
-    ops: int = 0
-    op_p: float = 1.0
-    magnitude: str = "original"
-    cutout: float = 0.0
-    cutout_style: str = "fixed"
-    erase: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        unit = ("flip", "affine_p", "fill_value", "jitter_p", "op_p", "cutout", "erase")
-        for name in (*unit, "brightness", "contrast", "crop"):
-            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        self._require(self.fill in geometric.FILLS, "fill", f"one of {', '.join(geometric.FILLS)}")
-        styles = randaugment.MAGNITUDES
-        self._require(self.magnitude in styles, "magnitude", f"one of {', '.join(styles)}")
-        styles = occlusion.STYLES
-        self._require(self.cutout_style in styles, "cutout_style", f"one of {', '.join(styles)}")
-        self._require(self.ops >= 0, "ops", "0 or more")
-        self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
-        self._require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
-        shift_fits = len(self.shift) == 2 and all(0 <= v <= 1 for v in self.shift)
-        self._require(shift_fits, "shift", "two fractions (of width, of height)")
-        for name in ("zoom", "resized_crop", "resized_crop_aspect"):
-            value = getattr(self, name)
-            ordered = len(value) == 2 and 0 < value[0] <= value[1]
-            self._require(
-                ordered or (name, value) == ("resized_crop", ()), name, "(low, high) above 0"
-            )
-        self._require(not (self.resized_crop and self.crop), "crop", "0 where resized_crop is set")
-
-    def _require(self, fits: bool, name: str, rule: str) -> None:
-        if not fits:
-            raise UserError(f"view policy: {name}={getattr(self, name)!r}: must be {rule}")
-
-    @property
-    def still(self) -> bool:
-        """Whether no pixel moves, if the size stays."""
-        moves = (self.rotation, self.shear, self.ops, self.zoom != (1.0, 1.0), *self.shift)
-        return not any((self.flip, self.crop, self.resized_crop, *moves))
-
-    @property
-    def random(self) -> bool:
-        """Whether views differ between keys."""
-        return not self.still or any((self.brightness, self.contrast, self.cutout, self.erase))
-
-    @property
-    def aligned(self) -> bool:
-        """Whether rows stay rows and columns columns: no rotation and no shear."""
-        return not (self.rotation or self.shear or self.ops)
-
-    @property
-    def whole(self) -> bool:
-        """Whether pixels are only moved by whole pixels, if the size stays."""
-        return self.aligned and not self.resized_crop and self.zoom == (1.0, 1.0)
-
-
 NONE = Policy()
 WEAK = Policy(flip=0.5, crop=0.125, fill="reflect")
 STRONG = Policy(flip=0.5, crop=0.125, fill="constant", ops=2, op_p=0.5, cutout=0.5)
@@ -156,6 +63,22 @@ STRONG_USB = dataclasses.replace(
     STRONG, fill_value=0.0, ops=3, op_p=1.0, magnitude="uniform", cutout_style="uniform"
 )
 SEED_CROP = Policy(flip=0.5, resized_crop=(0.08, 1.0))
+
+
+def _keras(rotation: float, others: float) -> Policy:
+    """A row of the slides' table: shifts, shear and zoom share a number (see `policy.py`)."""
+    return Policy(
+        flip=0.5,
+        affine_style="keras",
+        rotation=rotation,
+        shift=(others, others),
+        shear=others,
+        shear_unit="radians",
+        zoom=(1 - others, 1 + others),
+    )
+
+
+KERAS20, KERAS40, KERAS90 = _keras(20, 0.1), _keras(40, 0.2), _keras(90, 0.4)
 
 
 def apply_photometric(
@@ -208,6 +131,31 @@ def _window(policy: Policy, numbers: jax.Array, h: int, w: int) -> Affine:
 
 def _move(policy: Policy, numbers: jax.Array, ops: Drawn | None, h: int, w: int) -> Affine:
     """The policy's own moves, then the drawn ones: the map from the result to the window."""
+    own = _keras_moves if policy.affine_style == "keras" else _plain_moves
+    move = own(policy, numbers, h, w)
+    if ops is not None:
+        for slot in range(policy.ops):
+            move @= randaugment.move(ops, slot, h, w)
+    return move
+
+
+def _keras_moves(policy: Policy, numbers: jax.Array, h: int, w: int) -> Affine:
+    rotation, shear, right, down = (
+        reach * (2.0 * numbers[:, start + 1] - 1.0)
+        for reach, start in (
+            (policy.rotation, _ROTATION),
+            (policy.shear_degrees, _SHEAR),
+            (policy.shift[0] * w, _SHIFT),
+            (policy.shift[1] * h, _SHIFT + 1),
+        )
+    )
+    low, high = policy.zoom
+    # Keras moves every image, so that both numbers of the zoom are free for its two axes.
+    zoom = low + (high - low) * numbers[:, _ZOOM : _ZOOM + 2]
+    return geometric.keras_affine(rotation, right, down, shear, zoom[:, 0], zoom[:, 1])
+
+
+def _plain_moves(policy: Policy, numbers: jax.Array, h: int, w: int) -> Affine:
     n = numbers.shape[0]
     move = affine(n)
 
@@ -225,17 +173,30 @@ def _move(policy: Policy, numbers: jax.Array, ops: Drawn | None, h: int, w: int)
         degrees = policy.rotation * (2.0 * numbers[:, _ROTATION + 1] - 1.0)
         move @= geometric.rotation(jnp.where(on(_ROTATION), degrees, 0.0))
     if policy.shear:
-        radians = np.pi / 180.0 * policy.shear * (2.0 * numbers[:, _SHEAR + 1] - 1.0)
+        radians = np.pi / 180.0 * policy.shear_degrees * (2.0 * numbers[:, _SHEAR + 1] - 1.0)
         move @= affine(n, shear_x=jnp.where(on(_SHEAR), jnp.tan(radians), 0.0))
     if policy.zoom != (1.0, 1.0):
         low, high = policy.zoom
         zoom = low + (high - low) * numbers[:, _ZOOM + 1]
         step = jnp.where(on(_ZOOM), 1.0 / zoom, 1.0)
         move @= affine(n, scale_x=step, scale_y=step)
-    if ops is not None:
-        for slot in range(policy.ops):
-            move @= randaugment.move(ops, slot, h, w)
     return move
+
+
+def _part(policy: Policy, numbers: jax.Array, h: int, w: int, crop: int) -> Affine:
+    """The map from a square of `crop` pixels, anywhere in the image, to the image.
+
+    It is in the middle where the policy's own crop moves the image already.
+    """
+    drawn = jnp.full((numbers.shape[0], 2), 0.5) if policy.crop else numbers[:, _CROP : _CROP + 2]
+    top, left = (index(drawn[:, i], side - crop + 1) for i, side in enumerate((h, w)))
+    return affine(
+        numbers.shape[0],
+        scale_x=crop / w,
+        scale_y=crop / h,
+        shift_x=left - (w - crop) / 2,
+        shift_y=top - (h - crop) / 2,
+    )
 
 
 def _covered(policy: Policy, numbers: jax.Array, size: int) -> jax.Array | None:
@@ -245,7 +206,10 @@ def _covered(policy: Policy, numbers: jax.Array, size: int) -> jax.Array | None:
         draws = numbers[:, _CUTOUT : _CUTOUT + 3]
         covered = occlusion.cutout(draws, size, policy.cutout, policy.cutout_style)
     if policy.erase:
-        erased = occlusion.erasing(numbers[:, _ERASE : _ERASE + 5], size, policy.erase)
+        draws = numbers[:, _ERASE : _ERASE + 5]
+        erased = occlusion.erasing(
+            draws, size, policy.erase, policy.erase_area, policy.erase_aspect
+        )
         covered = erased if covered is None else covered | erased
     return covered
 
@@ -259,6 +223,8 @@ def _render(
     mean: np.ndarray,
     std: np.ndarray,
     channels: int,
+    crop: int,
+    standardize: bool,
     form: str,
 ) -> jax.Array:
     _, h, w, _ = images.shape
@@ -266,18 +232,21 @@ def _render(
     if policy.ops:
         ops = randaugment.draw(numbers[:, _RANDAUGMENT:], policy.op_p, policy.magnitude)
     images = apply_photometric(policy, images, numbers, ops, form)
-    side = h if size is None else size
-    same = side == h == w
+    side = size or crop or h
+    same = side == h == w and not crop
     if same and policy.still:
         pixels = images.astype(jnp.float32)
     else:
         sample = geometric.warp
         if policy.aligned:
             sample = functools.partial(geometric.warp_aligned, whole=policy.whole and same)
+        move = _move(policy, numbers, ops, h, w)
+        if crop:
+            move @= _part(policy, numbers, h, w, crop)
         pixels = sample(
             images,
             _window(policy, numbers, h, w),
-            _move(policy, numbers, ops, h, w),
+            move,
             size=side,
             fill=policy.fill,
             fill_value=255.0 * policy.fill_value,
@@ -286,8 +255,13 @@ def _render(
     covered = _covered(policy, numbers, side)
     if covered is not None:
         pixels = jnp.where(covered[..., None], GREY, pixels)
-    scale = (1.0 / (255.0 * std)).astype(np.float32)
-    pixels = pixels * scale - (mean / std).astype(np.float32)
+    if standardize:
+        pixels -= jnp.mean(pixels, (1, 2, 3), keepdims=True)
+        deviation = jnp.sqrt(jnp.mean(pixels**2, (1, 2, 3), keepdims=True))
+        pixels /= jnp.maximum(deviation, 1.0)
+    else:
+        scale = (1.0 / (255.0 * std)).astype(np.float32)
+        pixels = pixels * scale - (mean / std).astype(np.float32)
     return jnp.broadcast_to(pixels, (*pixels.shape[:3], channels))
 
 
@@ -298,22 +272,30 @@ def make_view(
     mean: Sequence[float],
     std: Sequence[float],
     channels: int,
+    crop: int = 0,
+    standardize: bool = False,
     form: str = "auto",
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[..., jax.Array]:
     """A function that makes one view of a batch, to be called inside a jitted step.
 
     Args:
       policy: the random operations; `NONE` gives the view for evaluation.
-      size: side of the result in pixels; None keeps that of the (then square) images.
+      size: side of the result in pixels; None keeps that of the (then square) images or the crop.
       mean: of the levels / 255; one number, or one a channel of the result.
       std: their standard deviation, likewise.
       channels: of the result; grey images are repeated, others must have as many.
+      crop: side in pixels of the part of an image that a view shows, 0 for all of it: anywhere if
+        the policy is random, else the middle one.
+      standardize: subtract each view's own mean level and divide by its own standard deviation (of
+        1 level at least), instead of `mean` and `std`.
       form: "gather", "matmul", or "auto": matmul where the step is lowered for TPU, else gather.
 
     Returns:
-      `view(images, keys)`: uint8 [N, H, W, C] with C 1 or 3 and typed random keys [N] -> float32
-      [N, size, size, channels], normalised. An image's view depends on that image and its key
-      alone. A policy without random operations reads no keys: any value will do.
+      `view(images, keys, turns=None)`: uint8 [N, H, W, C] with C 1 or 3 and typed random keys [N]
+      -> float32 [N, size, size, channels], normalised. An image's view depends on that image and
+      its key alone. A policy without random operations reads no keys: any value will do. Where
+      flips alternate, images with an even number in `turns`, int32 [N], are flipped (None: as
+      drawn).
     """
     means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     for name, values in (("mean", means), ("std", stds)):
@@ -324,28 +306,43 @@ def make_view(
     if form not in ("auto", "gather", "matmul"):
         raise UserError(f"view: form={form!r}: must be auto, gather or matmul")
     render = functools.partial(
-        _render, policy=policy, size=size, mean=means, std=stds, channels=channels
+        _render,
+        policy=policy,
+        size=size,
+        mean=means,
+        std=stds,
+        channels=channels,
+        standardize=standardize,
     )
     count = _RANDAUGMENT + randaugment.NUMBERS * policy.ops
 
-    def view(images: jax.Array, keys: jax.Array) -> jax.Array:
+    def view(images: jax.Array, keys: jax.Array, turns: jax.Array | None = None) -> jax.Array:
         n, h, w, c = images.shape
         if c not in (1, 3) or (c == 3 and channels != 3):
             raise UserError(f"view: images with {c} channels do not make {channels}: give 1 or 3")
-        if size is None and h != w:
+        if size is None and h != w and not crop:
             raise UserError(f"view: images of {h} x {w} pixels need a size: give one")
+        if crop > min(h, w):
+            raise UserError(f"config.data.crop={crop}: the images have {h} x {w} pixels")
+        free = crop if crop != h or crop != w else 0
+        if free and not policy.random:
+            top, left = (h - crop) // 2, (w - crop) // 2
+            images, free = images[:, top : top + crop, left : left + crop], 0
         if policy.random:
             draw = functools.partial(jax.random.uniform, shape=(count,), dtype=jnp.float32)
             numbers = jax.vmap(draw)(keys)
         else:
             numbers = jnp.zeros((n, count), jnp.float32)
+        if turns is not None and policy.flip_style == "alternate":
+            flip = (turns % 2).astype(jnp.float32)[:, None]
+            numbers = jnp.where(np.arange(count) == _FLIP, flip, numbers)
         if form != "auto":
-            return render(images, numbers, form=form)
+            return render(images, numbers, crop=free, form=form)
         return jax.lax.platform_dependent(
             images,
             numbers,
-            tpu=functools.partial(render, form="matmul"),
-            default=functools.partial(render, form="gather"),
+            tpu=functools.partial(render, crop=free, form="matmul"),
+            default=functools.partial(render, crop=free, form="gather"),
         )
 
     return view

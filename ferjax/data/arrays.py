@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -21,6 +21,7 @@ from ferjax.data.builder import ArrayBuilder, damaged, split_digest
 
 log = logging.getLogger("ferjax")
 
+OTHER_ROWS = 2**30  # the first row of pictures from elsewhere
 _CHUNK = 512  # records read and decoded by a thread at a time
 
 
@@ -30,7 +31,7 @@ class Split:
 
     Attributes:
         images: uint8 [N, H, W, C], 0-255.
-        labels: int32 [N], indices into the data set's class names.
+        labels: int32 [N], indices into the data set's class names; -1 where it is not known.
         rows: int32 [N], the official row of each image, ascending.
     """
 
@@ -67,7 +68,7 @@ def builder(
 
     Args:
         name: a module of `ferjax.data`, or `module/config` as in TFDS: `fer2013`, `fer2013/csv`,
-            `synthetic_faces/tiny`.
+            `synthetic_faces/tiny`. `name:source` also gives the source: `image_folder:DIR`.
         source: what the set is made from, for those that have a source; empty: its default.
         data_dir: TFDS's data directory; empty: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         **builder_kwargs: handed to the builder.
@@ -75,16 +76,14 @@ def builder(
     Raises:
         UserError: no such data set or config, or a source that does not exist.
     """
+    name, _, given = name.partition(":")
+    if given and source:
+        raise UserError(f"two sources are given, {given} and {source}: leave one out")
     module_name, _, config = name.partition("/")
     builder_class = find("data", module_name)
     if config:
-        known = [each.name for each in builder_class.BUILDER_CONFIGS]
-        if config not in known:
-            raise UserError(
-                f"data set {module_name} has no config {config!r}: it has {', '.join(known)}"
-            )
-        builder_kwargs["config"] = config
-    return builder_class(source=source, data_dir=data_dir, **builder_kwargs)
+        builder_kwargs["config"] = builder_class.named_config(config)
+    return builder_class(source=source or given, data_dir=data_dir, **builder_kwargs)
 
 
 def load(
@@ -93,6 +92,7 @@ def load(
     source: str = "",
     data_dir: str = "",
     splits: Sequence[str] = ("train", "public_test"),
+    optional: Sequence[str] = (),
     **builder_kwargs: Any,
 ) -> Dataset:
     """Reads splits of a data set into memory, preparing the set first where it is not.
@@ -102,6 +102,7 @@ def load(
         source: see `builder`.
         data_dir: see `builder`.
         splits: the splits to read.
+        optional: more of them, as far as the set has them.
         **builder_kwargs: handed to the builder.
 
     Raises:
@@ -111,7 +112,53 @@ def load(
     if not made.is_prepared():
         log.info("preparing %s in %s", name, made.data_path)
     made.download_and_prepare()
-    return read(made, splits, name)
+    there = [split for split in optional if split in made.info.splits]
+    return read(made, (*splits, *there), name)
+
+
+def load_unlabeled(source: str, shape: Sequence[int], *, data_dir: str = "") -> Dataset:
+    """All pictures of a folder or CSV as one split `unlabeled`, in the form of other images.
+
+    Args:
+        source: `image_folder:DIR`, or `image_folder/detect:DIR` to cut faces out first.
+        shape: (H, W, C) of the images wanted.
+        data_dir: see `builder`.
+
+    Returns:
+        A set whose rows start at `OTHER_ROWS`, so that no other set has them.
+
+    Raises:
+        UserError: another kind of source, or an H that is not W.
+    """
+    name, _, folder = source.partition(":")
+    module, _, words = name.partition("/")
+    if module != "image_folder" or not folder or words not in ("", "detect"):
+        raise UserError(
+            f"config.data.unlabeled_source={source}: give image_folder:DIR, or "
+            "image_folder/detect:DIR to cut out faces"
+        )
+    height, width, channels = shape
+    if height != width:
+        raise UserError(f"config.data.unlabeled_source: {height} x {width} is no square")
+    form = f"{height}_{'grey' if channels == 1 else 'rgb'}" + f"_{words}" * bool(words)
+    name = f"{module}/{form}_unlabeled"
+    loaded = load(name, source=folder, data_dir=data_dir, splits=("unlabeled",))
+    split = loaded.splits["unlabeled"]
+    moved = replace(split, rows=split.rows + np.int32(OTHER_ROWS))
+    return replace(loaded, splits={"unlabeled": moved})
+
+
+def join(labeled: Split, *unlabeled: Split) -> Split:
+    """The images of all, in this order; the labels of the others become -1."""
+    if not unlabeled:
+        return labeled
+    every = (labeled, *unlabeled)
+    hidden = [np.full(len(split), -1, np.int32) for split in unlabeled]
+    return Split(
+        np.concatenate([split.images for split in every]),
+        np.concatenate([labeled.labels, *hidden]),
+        np.concatenate([split.rows for split in every]),
+    )
 
 
 def read(made: ArrayBuilder, splits: Sequence[str], name: str = "") -> Dataset:

@@ -24,7 +24,7 @@ _CHUNK = 1024
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, which happens to modules that are looked up."""
-    flags.DEFINE_string("dataset", "fer2013", "Module of ferjax.data, or module/config.")
+    flags.DEFINE_string("dataset", "fer2013", "Module, module/config or module:source.")
     flags.DEFINE_string("data.source", "", "What the set is made from, as in ferjax.data.prepare.")
     flags.DEFINE_string("data.data_dir", "", "Where prepared data is kept.")
     flags.DEFINE_string(
@@ -150,7 +150,8 @@ def audit(
 
 
 def _exact(found: list[np.ndarray], labels: np.ndarray) -> dict[str, int]:
-    split = [group for group in found if len(np.unique(labels[group])) > 1]
+    # Of an image without label (-1) no copy has another one.
+    split = [group for group in found if len(set(labels[group].tolist()) - {-1}) > 1]
     return {
         "groups": len(found),
         "images": sum(map(len, found)),
@@ -183,10 +184,15 @@ def _split(split: arrays.Split, class_names: tuple[str, ...]) -> dict[str, Any]:
         deviations.append(flat.std(axis=1))
     return {
         "images": len(split),
-        "classes": np.bincount(split.labels, minlength=len(class_names)).tolist(),
+        "classes": _counts(split.labels, class_names),
         "brightness": _distribution(means, 256),
         "contrast": _distribution(deviations, 128),
     }
+
+
+def _counts(labels: np.ndarray, class_names: tuple[str, ...]) -> list[int]:
+    """Images of each class."""
+    return np.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
 
 
 def _distribution(parts: list[np.ndarray], end: int) -> dict[str, Any]:
@@ -205,7 +211,8 @@ def _distribution(parts: list[np.ndarray], end: int) -> dict[str, Any]:
 
 def _cleaning(data: arrays.Dataset) -> dict[str, Any]:
     train = data.splits[TRAIN]
-    tests = [split.images for name, split in data.splits.items() if name != TRAIN]
+    others = {name: split for name, split in data.splits.items() if name != TRAIN}
+    tests = [split.images for name, split in others.items() if name != "unlabeled"]
     result = {}
     for mode in duplicates.CLEAN:
         dropped = duplicates.to_drop(mode, train.images, train.labels, tests)
@@ -214,7 +221,7 @@ def _cleaning(data: arrays.Dataset) -> dict[str, Any]:
             kept[positions] = False
         result[mode] = {
             "images": int(kept.sum()),
-            "classes": np.bincount(train.labels[kept], minlength=len(data.class_names)).tolist(),
+            "classes": _counts(train.labels[kept], data.class_names),
             "dropped": {reason: len(positions) for reason, positions in dropped.items()},
         }
     return result

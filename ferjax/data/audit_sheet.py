@@ -47,7 +47,7 @@ def sheet(report: dict[str, Any], data: Dataset, limit: int) -> str:
     """
     pictures = _Pictures(data)
     groups = report["exact_groups"]
-    conflicting = [g["rows"] for g in groups if len(set(g["labels"])) > 1]
+    conflicting = [g["rows"] for g in groups if len(set(g["labels"]) - {-1}) > 1]
     across = [g["rows"] for g in groups if len(set(g["splits"])) > 1]
     # The least alike first: they tell whether the threshold is right.
     near = [(row, other, r) for row, other, r in reversed(report["near_pairs"])]
@@ -117,12 +117,13 @@ class _Pictures:
         rows = list(rows)
         labels = {self._label(row) for row in rows}
         extra = f"<div class=note>{escape(note)}</div>" if note else ""
-        kind = "group bad" if len(labels) > 1 else "group"
+        kind = "group bad" if len(labels - {"no label"}) > 1 else "group"
         return f'<div class="{kind}">{"".join(map(self._figure, rows))}{extra}</div>'
 
     def _label(self, row: int) -> str:
         name, place = self._where[row]
-        return self._data.class_names[self._data.splits[name].labels[place]]
+        label = self._data.splits[name].labels[place]
+        return self._data.class_names[label] if label >= 0 else "no label"
 
     def _figure(self, row: int) -> str:
         name, place = self._where[row]

@@ -8,6 +8,7 @@ step, and every image is seen once a pass.
 import functools
 import math
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,23 @@ class Batches:
         self._key = (seed, zlib.crc32(stream.encode()))
         self._order = functools.lru_cache(maxsize=4)(self._shuffled)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, without the orders that are at hand here."""
+        return {k: v for k, v in vars(self).items() if k != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        vars(self).update(state)
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+
     def __call__(self, step: int) -> np.ndarray:
         """Positions in the training arrays of step `step`: int32 [size]."""
-        n = len(self.members)
-        stream = np.arange(step * self.size, (step + 1) * self.size, dtype=np.int64)
-        passes, offsets = np.divmod(stream, n)
-        batch = np.empty(self.size, np.int32)
+        return self.at(np.arange(step * self.size, (step + 1) * self.size, dtype=np.int64))
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Positions in the training arrays at places of the stream: int64 [n] -> int32 [n]."""
+        passes, offsets = np.divmod(places, len(self.members))
+        batch = np.empty(len(places), np.int32)
         for number in np.unique(passes):
             here = passes == number
             batch[here] = self._order(int(number))[offsets[here]]
@@ -44,6 +56,37 @@ class Batches:
         # Raw bits of a counter-based generator: NumPy guarantees that they never change.
         bits = np.random.Philox(key=[seed, stream], counter=[0, number, 0, 0])
         return self.members[np.argsort(bits.random_raw(len(self.members)), kind="stable")]
+
+
+class BalancedBatches(Batches):
+    """Batches that show each class equally often.
+
+    Place p of the stream belongs to class p mod K of the K that have images, and takes the next
+    image of that class's own stream. So a class's images are seen once before any of them is seen
+    again, those of small classes more often than the others'.
+
+    Args:
+      labels: int [n], the members' classes.
+
+    The others: see `Batches`.
+    """
+
+    def __init__(
+        self, members: np.ndarray, labels: np.ndarray, size: int, seed: int, stream: str
+    ) -> None:
+        super().__init__(members, size, seed, stream)
+        self._classes = [
+            Batches(self.members[labels == label], 1, seed, f"{stream}/{label}")
+            for label in np.unique(labels)
+        ]
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """See `Batches.at`."""
+        rounds, turns = np.divmod(places, len(self._classes))
+        batch = np.empty(len(places), np.int32)
+        for turn, members in enumerate(self._classes):
+            batch[turns == turn] = members.at(rounds[turns == turn])
+        return batch
 
 
 def steps_per_epoch(labeled: int, unlabeled: int, batch_size: int, mu: int) -> int:

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +37,9 @@ class Face(NamedTuple):
 
     Attributes:
         row: its place in the data set's official order, unique over all splits.
-        label: its class, an index into the class names.
+        label: its class, an index into the class names; -1 if it is not known.
         encoded: the PNG or JPEG file as it will be stored.
-        pixels: the same image decoded, uint8 [H, W], 0-255.
+        pixels: the same image decoded, uint8 [H, W] or [H, W, C], 0-255.
     """
 
     row: int
@@ -65,10 +65,18 @@ def split_digest(rows: np.ndarray, labels: np.ndarray, images: np.ndarray) -> st
         labels: [N] class indices.
         images: uint8 [N, H, W, C].
     """
-    digest = hashlib.sha256(repr(images.shape).encode())
+    return streamed_digest(images.shape, rows, labels, [images])
+
+
+def streamed_digest(
+    shape: Sequence[int], rows: np.ndarray, labels: np.ndarray, parts: Iterable[np.ndarray]
+) -> str:
+    """`split_digest` of images of this shape [N, H, W, C] that come in parts."""
+    digest = hashlib.sha256(repr(tuple(map(int, shape))).encode())
     digest.update(np.ascontiguousarray(rows, "<i4").data)
     digest.update(np.ascontiguousarray(labels, "<i4").data)
-    digest.update(np.ascontiguousarray(images, np.uint8).data)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, np.uint8).data)
     return digest.hexdigest()
 
 
@@ -140,10 +148,24 @@ class ArrayBuilder(
             if path and Path(path).exists():
                 raise damaged(path, error) from error
             raise
-        self._faces: dict[str, list[Face]] = {}
+        self._faces: Mapping[str, Sequence[Face]] = {}
+
+    @classmethod
+    def named_config(cls, name: str) -> Any:
+        """What TFDS gets as `config` for the part of a data set's name after the slash.
+
+        Raises:
+            UserError: there is no such config.
+        """
+        known = [each.name for each in cls.BUILDER_CONFIGS]
+        if name not in known:
+            raise UserError(
+                f"data set {cls.name} has no config {name!r}: it has {', '.join(known) or 'none'}"
+            )
+        return name
 
     @abc.abstractmethod
-    def collect(self) -> dict[str, list[Face]]:
+    def collect(self) -> Mapping[str, Sequence[Face]]:
         """Reads and checks everything: split name -> its faces in row order.
 
         Raises:
@@ -192,15 +214,16 @@ class ArrayBuilder(
         """As above."""
 
     def _record_digests(self) -> None:
-        digests = {
-            name: split_digest(
-                np.array([face.row for face in faces]),
-                np.array([face.label for face in faces]),
-                np.stack([face.pixels for face in faces])[..., None],
-            )
-            for name, faces in self._faces.items()
-        }
+        digests = {name: self._digest(faces) for name, faces in self._faces.items()}
         self.info.metadata.update(digest=dataset_digest(digests), split_digests=digests)
+
+    def _digest(self, faces: Sequence[Face]) -> str:
+        """`split_digest` of grey faces; to be overridden where they don't all fit in memory."""
+        return split_digest(
+            np.array([face.row for face in faces]),
+            np.array([face.label for face in faces]),
+            np.stack([face.pixels for face in faces])[..., None],
+        )
 
     def _remove_stale(self) -> None:
         """Removes what a killed preparation left beside this version's folder."""
@@ -238,7 +261,7 @@ class ArrayBuilder(
         del dl_manager  # `collect` has already fetched what there is to fetch
         return {name: self._generate_examples(faces) for name, faces in self._faces.items()}
 
-    def _generate_examples(self, faces: Sequence[Face]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, faces: Iterable[Face]) -> Iterator[tuple[int, dict[str, Any]]]:
         for face in faces:
             # A file object makes TFDS store the bytes as they are; an array would need TensorFlow.
             yield (
@@ -248,5 +271,5 @@ class ArrayBuilder(
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A uint8 [H, W] image as a PNG file."""
+    """A uint8 image, grey [H, W] or [H, W, 1] or BGR [H, W, 3], as a PNG file."""
     return cv2.imencode(".png", pixels)[1].tobytes()

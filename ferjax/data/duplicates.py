@@ -172,12 +172,13 @@ def conflicts(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Args:
         ids: int [N] from `exact_ids`.
-        labels: int [N].
+        labels: int [N]; -1, not known, agrees with all.
     """
+    known = labels >= 0
     low = np.full(len(ids), np.iinfo(np.int32).max, np.int32)
     high = np.full(len(ids), -1, np.int32)
-    np.minimum.at(low, ids, labels)
-    np.maximum.at(high, ids, labels)
+    np.minimum.at(low, ids[known], labels[known])
+    np.maximum.at(high, ids[known], labels[known])
     return (low < high)[ids]
 
 

@@ -42,7 +42,10 @@ COLUMNS = (
 )
 CLASSES = (*EMOTIONS, "contempt")
 # How labels are made: of FER2013's own label, or of votes; seven classes leave contempt out.
-LABELS = ("hard", "ferplus", "ferplus_majority", "ferplus7", "ferplus7_majority")
+LABELS = ("hard", "ferplus8", "ferplus8_majority", "ferplus7", "ferplus7_majority")
+# What a network can be scored on: FER2013's own labels, or the majority of FER+'s votes. Images
+# without a majority, and those that it calls unknown or no face, have no label.
+SCORED = {"ferplus7": "ferplus7_majority", "ferplus8": "ferplus8_majority"}
 GIVE = (
     "--config.data.ferplus_source= (in ferjax.data.audit: --data.ferplus_source=) or FERPLUS_SOURCE"
 )
@@ -192,7 +195,7 @@ def relabel(
 
 def class_names(labels: str) -> tuple[str, ...]:
     """The classes of a label set, one of `LABELS`."""
-    return CLASSES if labels in ("ferplus", "ferplus_majority") else EMOTIONS
+    return CLASSES if labels.startswith("ferplus8") else EMOTIONS
 
 
 def targets(counts: np.ndarray, labels: str) -> tuple[np.ndarray, np.ndarray]:

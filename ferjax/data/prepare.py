@@ -1,5 +1,7 @@
 """`python -m ferjax.data.prepare`: prepares a data set and prints what it holds."""
 
+import shlex
+
 from absl import flags
 
 from ferjax.command import run
@@ -9,13 +11,22 @@ from ferjax.data import arrays
 def define_flags() -> None:
     """Defines the command's flags; not at import, which happens to modules that are looked up."""
     flags.DEFINE_string(
-        "dataset", "fer2013", "Module of ferjax.data, or module/config: fer2013, synthetic_faces."
+        "dataset",
+        "fer2013",
+        "Module of ferjax.data, or module/config: fer2013, synthetic_faces; image_folder:DIR for "
+        "your own pictures, image_folder/96_rgb:DIR for another size, in colour.",
     )
     flags.DEFINE_string(
         "data.source",
         "",
         "fer2013: a folder or zip of the JPEG files, fer2013.csv or icml_face_data.csv; empty: "
-        "FER2013_SOURCE, else the archive is downloaded.",
+        "FER2013_SOURCE, else the archive is downloaded. image_folder: a folder with "
+        "train/<class>/, or a CSV path,label[,split].",
+    )
+    flags.DEFINE_bool(
+        "detect",
+        False,
+        "image_folder: cut out the largest face of each picture; the same as image_folder/detect.",
     )
     flags.DEFINE_string(
         "data.data_dir",
@@ -27,8 +38,11 @@ def define_flags() -> None:
 def main() -> None:
     """Prepares the set where it is not prepared, reads all of it, and prints the class table."""
     given = flags.FLAGS
+    name, colon, rest = str(given["dataset"].value).partition(":")
+    if given["detect"].value:
+        name += "_detect" if "/" in name else "/detect"
     made = arrays.builder(
-        str(given["dataset"].value),
+        name + colon + rest,
         source=str(given["data.source"].value),
         data_dir=str(given["data.data_dir"].value),
     )
@@ -39,6 +53,10 @@ def main() -> None:
     print(f"{made.info.full_name}: " + ("was already prepared" if known else "prepared"))
     print(class_table(data))
     print(f"digest     {data.digest}\nstored in  {made.data_path}")
+    if name.partition("/")[0] == "image_folder":
+        source = given["data.source"].value or rest
+        given_by = f" --config.data.source={shlex.quote(source)}" if source else ""
+        print(f"to train   --config.data.name={name}{given_by}")
 
 
 def class_table(data: arrays.Dataset) -> str:

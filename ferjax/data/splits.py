@@ -3,14 +3,15 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ferjax.config import UserError, write_json
+from ferjax.workdir import workdir_path
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def make(
 
     Args:
       config: keys `labeled`, `unlabeled`, `split_seed`, `split_file`.
-      labels: int [N], of the training images.
+      labels: int [N], of the training images; those of -1, not known, are never labelled ones.
       rows: int [N], their official row numbers.
       dropped: positions that cleaning leaves out, by reason (see `duplicates.to_drop`). They are
         left out of shares and counts, and of a split_file's images too.
@@ -58,16 +59,18 @@ def make(
     for positions in dropped.values():
         kept[positions] = False
     everything = np.flatnonzero(kept).astype(np.int32)
+    known = kept & (labels >= 0)
+    candidates = np.flatnonzero(known).astype(np.int32)
     if config["split_file"]:
-        labeled = np.intersect1d(_read(Path(config["split_file"]), rows), everything)
+        labeled = np.intersect1d(_read(workdir_path(config["split_file"]), rows), candidates)
         if not len(labeled):
             raise UserError(
                 f"config.data.clean={config['clean']} drops all images of "
                 f"config.data.split_file={config['split_file']}: clean less, or give another file"
             )
     else:
-        counts = _counts(config["labeled"], np.bincount(labels[kept], minlength=labels.max() + 1))
-        labeled = everything[np.sort(_draw(labels[kept], counts, config["split_seed"]))]
+        counts = _counts(config["labeled"], np.bincount(labels[known], minlength=labels.max() + 1))
+        labeled = candidates[np.sort(_draw(labels[known], counts, config["split_seed"]))]
     with_labeled = config["unlabeled"] == "all"
     unlabeled = everything if with_labeled else np.setdiff1d(everything, labeled)
     return Subsets(
@@ -79,23 +82,40 @@ def make(
 
 
 def save(
-    subsets: Subsets, path: Path, labels: np.ndarray, rows: np.ndarray, data_digest: str
+    subsets: Subsets,
+    path: epath.Path,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    data_digest: str,
+    *,
+    class_names: Sequence[str] = (),
+    image_shape: Sequence[int] = (),
+    unlabeled_digest: str = "",
 ) -> None:
-    """Writes split.json: the labelled official rows, counts for each class, and the digests."""
+    """Writes split.json: the labelled official rows, counts for each class, and the digests.
+
+    The names of the network's classes and the images' (H, W, C) stand there, too: what uses the
+    run later needs no data set for them. `unlabeled_digest` is of config.data.unlabeled_source.
+    """
     content = {
         "digest": subsets.digest,
         "data_digest": data_digest,
+        "unlabeled_digest": unlabeled_digest,
         "labeled_count": len(subsets.labeled),
         "unlabeled_count": len(subsets.unlabeled),
-        "labeled_per_class": np.bincount(labels[subsets.labeled]).tolist(),
+        "labeled_per_class": np.bincount(
+            labels[subsets.labeled], minlength=len(class_names)
+        ).tolist(),
         "dropped_count": sum(subsets.dropped.values()),
         "dropped": subsets.dropped,
+        "class_names": list(class_names),
+        "image_shape": [int(length) for length in image_shape],
         "labeled_rows": rows[subsets.labeled].tolist(),
     }
     write_json(path, content)
 
 
-def recorded(path: Path) -> dict[str, Any]:
+def recorded(path: epath.Path) -> dict[str, Any]:
     """What a split.json says, {} if there is none.
 
     Raises:
@@ -156,7 +176,7 @@ def _draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _read(path: Path, rows: np.ndarray) -> np.ndarray:
+def _read(path: epath.Path, rows: np.ndarray) -> np.ndarray:
     try:
         wanted = np.asarray(json.loads(path.read_text())["labeled_rows"], np.int64)
     except FileNotFoundError:

@@ -264,6 +264,7 @@ class SyntheticFaces(ArrayBuilder):
             EMOTIONS,
             (SIDE, SIDE, 1),
             "png",
+            citation="None: cite ferjax, whose code draws them.",
             license="Apache-2.0, as the code that draws them.",
         )
 

@@ -5,27 +5,29 @@ A checkpoint holds the state as host arrays (so it fits any number of devices an
 because Orbax restores a flipped bit without a word.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import time
 import zlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.serialization import from_state_dict, to_state_dict
 from orbax.checkpoint import checkpoint_managers
 
 from ferjax.config import UserError
 from ferjax.engine import processes
+from ferjax.workdir import COMMITTED, absolute, is_remote, move, reason, write_errors
 
 log = logging.getLogger("ferjax")
 
 _OVERHEAD = 1 << 16  # bytes of a checkpoint beside its arrays: names, shapes, meta
-_WRITE_ERRORS = (OSError, ValueError)  # TensorStore's RESOURCE_EXHAUSTED is a ValueError
 
 
 class Checkpoints:
@@ -39,8 +41,10 @@ class Checkpoints:
       failed: whether the newest save has failed.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory = directory.absolute()
+    def __init__(self, directory: epath.Path, keep: int) -> None:
+        self.directory = absolute(directory)
+        # TensorStore's RESOURCE_EXHAUSTED is a ValueError.
+        self._write_errors: tuple[type[Exception], ...] = (*write_errors(directory), ValueError)
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
@@ -60,7 +64,13 @@ class Checkpoints:
         self._saving, self._needed = 0, 0  # the step in flight, the bytes that it takes
         self.failed = False
 
-    def save(self, state: Any, meta: dict[str, Any], accuracy: float | None) -> None:
+    def save(
+        self,
+        state: Any,
+        meta: dict[str, Any],
+        accuracy: float | None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts saving a state of host arrays; waits only for the save before it.
 
         If the disk is full, a warning says so, and what was saved before stays.
@@ -69,14 +79,15 @@ class Checkpoints:
           state: a TrainState of NumPy arrays; it must not be changed afterwards.
           meta: JSON content that the resumed run needs.
           accuracy: on public_test at this step, None where it was not evaluated.
+          before: writes what must not be older than the checkpoint, in process 0; if it fails
+            nothing is saved.
         """
         self.wait()
         step, tree = int(state.step), to_state_dict(state)
         self._saving, self.failed = step, False
         self._needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
-        free = processes.first(lambda: shutil.disk_usage(self.directory).free)
-        if free < self._needed:
-            self._warn(f"{free / 1e6:,.1f} MB are free")
+        if obstacle := processes.first(lambda: self._obstacle(before)):
+            self._warn(obstacle)
             return
         if step in self._manager.all_steps():
             # It was saved before it was scored. A kill in between loses it, not the one before.
@@ -90,8 +101,20 @@ class Checkpoints:
                 ),
                 metrics=None if accuracy is None else {"accuracy": accuracy},
             )
-        except _WRITE_ERRORS as error:
+        except self._write_errors as error:
             self._warn(str(error))
+
+    def _obstacle(self, before: Callable[[], None]) -> str:
+        """Why a save would fail, "" if nothing speaks against it."""
+        if not is_remote(self.directory):
+            free = shutil.disk_usage(self.directory).free
+            if free < self._needed:
+                return f"{free / 1e6:,.1f} MB are free"
+        try:
+            before()
+        except write_errors(self.directory) as error:
+            return reason(error)
+        return ""
 
     def latest_step(self) -> int | None:
         """The newest step that is saved, None if there is none."""
@@ -101,21 +124,32 @@ class Checkpoints:
         """Until the save in flight is on disk, or has failed: see `failed`."""
         try:
             self._manager.wait_until_finished()
-        except _WRITE_ERRORS as error:
+        except self._write_errors as error:
             self._warn(str(error))
 
     def _warn(self, why: str) -> None:
         """Says that a save has failed, and removes what there is of it, which takes up room."""
         self.failed = True
-        for unfinished in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(*self._write_errors):
+            self._remove_unfinished()
         latest = self._manager.latest_step()
         log.warning(
             "step %d could not be saved in %s, which takes %.1f MB: %s. Training goes on; the last "
-            "checkpoint is %s: free some room",
+            "checkpoint is %s: %s",
             *(self._saving, self.directory, self._needed / 1e6, " ".join(why.split())[:200]),
             "none" if latest is None else f"step {latest}",
+            "see to the bucket" if is_remote(self.directory) else "free some room",
         )
+
+    def _remove_unfinished(self) -> None:
+        if is_remote(self.directory):
+            # There is no temporary name: what lacks Orbax's last file is not finished.
+            path = self.directory / str(self._saving)
+            if path.is_dir() and not (path / COMMITTED).exists():
+                path.rmtree(missing_ok=True)
+            return
+        for unfinished in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def close(self) -> None:
         """Finishes the save in flight and lets go of the directory."""
@@ -127,7 +161,7 @@ class DamagedError(Exception):
     """A checkpoint whose files are not those that were written."""
 
 
-def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
+def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None if nothing was saved.
 
     Process 0 chooses, the others read what it chose. Newer ones that are damaged are named in a
@@ -145,7 +179,7 @@ def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
     found: list[tuple[Any, dict[str, Any]]] = []
 
     def choose_whole() -> str | None:
-        damaged: list[Path] = []
+        damaged: list[epath.Path] = []
         for path in reversed(saved(workdir)):
             try:
                 found.append(read(path))
@@ -155,7 +189,7 @@ def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
                 continue
             for old in damaged:
                 (workdir / "damaged").mkdir(exist_ok=True)
-                old.rename(workdir / "damaged" / f"{old.name}-{time.time_ns()}")
+                move(old, workdir / "damaged" / f"{old.name}-{time.time_ns()}")
             return str(path)
         if damaged:
             names = ", ".join(path.name for path in damaged)
@@ -165,7 +199,7 @@ def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
     path = processes.first(choose_whole, errors=(UserError, DamagedError))
     if path is None:
         return None
-    tree, meta = found[0] if found else read(Path(path))
+    tree, meta = found[0] if found else read(epath.Path(path))
     if _shapes(to_state_dict(like)) != _shapes(tree):
         raise UserError(
             f"{path} holds other arrays than this config's network has: was it saved by another "
@@ -174,14 +208,14 @@ def restore_latest(workdir: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
     return from_state_dict(like, tree), meta
 
 
-def saved(workdir: Path) -> list[Path]:
+def saved(workdir: epath.Path) -> list[epath.Path]:
     """The finished checkpoints of a workdir, by step."""
-    directory = (workdir / "checkpoints").absolute()
+    directory = absolute(workdir / "checkpoints")
     steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
-    return [directory / str(step) for step in sorted(steps)]
+    return [epath.Path(directory) / str(step) for step in sorted(steps)]
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint without a manager, which might delete others, and verifies it.
 
     Returns:
@@ -190,10 +224,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       DamagedError: a file is missing, cut off or changed.
     """
+    # Without this Orbax waits for all processes, which do not all come here at the same time.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as reader:
             tree = reader.restore(path / "state")
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(json_handler, multiprocessing_options=alone) as reader:
             meta = reader.restore(path / "meta")
         crc = meta["crc"]
     # What Orbax and TensorStore raise for a file that is missing, cut off or changed. Other errors
@@ -206,7 +246,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tree, meta
 
 
-def choose(workdir: Path, which: str) -> Path:
+def choose(workdir: epath.Path, which: str) -> epath.Path:
     """The checkpoint directory that "best", "latest" or a step number names.
 
     "best" is the highest accuracy on public_test among those kept; the later one of equals.
@@ -252,7 +292,7 @@ def _shapes(tree: Any) -> dict[str, str]:
     }
 
 
-def _accuracy(path: Path) -> float | None:
+def _accuracy(path: epath.Path) -> float | None:
     try:
         return json.loads((path / "metrics" / "metrics").read_text()).get("accuracy")
     except (OSError, ValueError):

@@ -1,27 +1,32 @@
 """What a config and a workdir become: data, batches, network, step and evaluation."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
+from ferjax.algorithms.base import TrainingSet
+from ferjax.analysis import scores
 from ferjax.augment import policies
 from ferjax.config import UserError
-from ferjax.data import arrays, batches, duplicates, ferplus, splits
+from ferjax.data import arrays, batches, duplicates, ferplus, illumination, splits
 from ferjax.engine import processes
-from ferjax.engine.checkpoint import saved
+from ferjax.engine.bucket_lock import make_lock
+from ferjax.engine.checkpoint import checksums, saved
 from ferjax.engine.evaluation import make_predict
-from ferjax.engine.lock import WorkdirLock
+from ferjax.engine.init_from import start_from
 from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, any_wish, host
 from ferjax.engine.state import TrainState, build, build_view, init_state
 from ferjax.engine.step import make_call, make_step
+from ferjax.workdir import reason, write_errors
 
 log = logging.getLogger("ferjax")
 
@@ -41,41 +46,52 @@ class Experiment:
         compiled or written.
     """
 
-    def __init__(self, config: FrozenConfigDict, workdir: Path) -> None:
+    def __init__(self, config: FrozenConfigDict, workdir: epath.Path) -> None:
         self.config, self.workdir = config, workdir
         self.layout = Layout(config.parallel)
         self.layout.check_batch(config.batch_size, config.microbatches)
         data = config.data
-        tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)
+        tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)  # as far as there
         self.dataset = processes.once_per_host(
             lambda: arrays.load(
                 data.name,
                 source=data.source,
                 data_dir=data.data_dir,
-                splits=("train", *tests),
+                splits=("train", SELECTION_SPLIT),
+                optional=(*tests[1:], "unlabeled"),
             )
         )
-        train = self.dataset.splits["train"]
-        test_images = [self.dataset.splits[name].images for name in tests]
+        own = self.dataset.splits["train"]
+        train = arrays.join(own, *self._unlabeled(own))
+        there = self.dataset.splits
+        test_images = [there[name].images for name in tests if name in there]
         dropped = duplicates.to_drop(data.clean, train.images, train.labels, test_images)
-        self.targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[train.labels]
+        self.targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[own.labels]
+        self.class_names = self.dataset.class_names  # the network's; it is scored on the data's
         if data.labels != "hard":
             if data.name.partition("/")[0] != "fer2013":
                 raise UserError(f"config.data.labels={data.labels}: FER+ labels fer2013 only")
-            train, self.targets, nothing = processes.once_per_host(
-                lambda: ferplus.relabel(train, data.labels, data.ferplus_source, data.data_dir)
+            own, self.targets, nothing = processes.once_per_host(
+                lambda: ferplus.relabel(own, data.labels, data.ferplus_source, data.data_dir)
             )
-            self.dataset.splits["train"] = train
+            labels = np.append(own.labels, train.labels[len(own) :])
+            train = dataclasses.replace(train, labels=labels)
+            self.class_names = ferplus.class_names(data.labels)
             known = np.concatenate([*dropped.values(), np.zeros(0, np.int32)])
             dropped = {**dropped, "no_label": np.setdiff1d(nothing, known)}
+        self.targets = np.pad(self.targets, ((0, len(train) - len(own)), (0, 0)))
+        self.dataset.splits["train"] = train
         self.subsets = splits.make(data, train.labels, train.rows, dropped)
+        for name, split in self.dataset.splits.items():
+            images = illumination.apply(split.images, data.illumination)
+            self.dataset.splits[name] = dataclasses.replace(split, images=images)
         if counts := self.subsets.dropped:
             log.info(
                 "clean=%s, labels=%s: %s of %s training images left out (%s)",
                 *(data.clean, data.labels, f"{sum(counts.values()):,}", f"{len(train):,}"),
                 ", ".join(f"{reason} {count:,}" for reason, count in counts.items()),
             )
-        self.algorithm, self.model = build(config, len(self.dataset.class_names))
+        self.algorithm, self.model = build(config, len(self.class_names))
         for view in {*self.algorithm.labeled_views, *self.algorithm.unlabeled_views}:
             if view.split(":")[0] not in config.views:
                 raise UserError(f"config.views.{view} is missing: {config.algorithm.name} needs it")
@@ -90,9 +106,12 @@ class Experiment:
         )
         self.steps = config.epochs * self.per_epoch
         size = config.batch_size
-        self.batches = {
-            "labeled": batches.Batches(self.subsets.labeled, size, config.seed, "labeled")
-        }
+        labeled = self.subsets.labeled
+        self.batches = {"labeled": batches.Batches(labeled, size, config.seed, "labeled")}
+        if data.sampling == "balanced":
+            self.batches["labeled"] = batches.BalancedBatches(
+                labeled, train.labels[labeled], size, config.seed, "labeled"
+            )
         if mu:
             self.batches["unlabeled"] = batches.Batches(
                 self.subsets.unlabeled, mu * size, config.seed, "unlabeled"
@@ -116,8 +135,12 @@ class Experiment:
             microbatches=config.microbatches,
             loops=self.layout.platform != "cpu",
             skip_not_finite=config.on_nan == "skip",
+            class_counts=self.targets[labeled].sum(0).tolist(),
+            passes={name: len(b.members) for name, b in self.batches.items()}
+            if any(view.flip_style == "alternate" for view in config.views.values())
+            else None,
         )
-        self.lock = WorkdirLock(workdir)
+        self.lock = make_lock(workdir)
         self.predict = make_predict(
             self.model,
             build_view(config, policies.NONE),
@@ -126,6 +149,23 @@ class Experiment:
             dtype=dtype,
         )
         self._calls: dict[int, Any] = {}
+        self._started_from = ""
+
+    def _unlabeled(self, train: arrays.Split) -> list[arrays.Split]:
+        """The images that have no label: those of the data set, and those from elsewhere."""
+        data, self.unlabeled_digest = self.config.data, ""
+        splits = self.dataset.splits
+        found = {data.source: splits.pop("unlabeled")} if "unlabeled" in splits else {}
+        if data.unlabeled_source:
+            shape = train.images.shape[1:]
+            other = processes.once_per_host(
+                lambda: arrays.load_unlabeled(data.unlabeled_source, shape, data_dir=data.data_dir)
+            )
+            self.unlabeled_digest = other.digest
+            found[data.unlabeled_source] = other.splits["unlabeled"]
+        for source, split in found.items():
+            log.info("%s images without label from %s", f"{len(split):,}", source)
+        return list(found.values())
 
     def claim_workdir(self) -> None:
         """Locks the workdir and writes config.json and split.json, or checks that they are ours.
@@ -141,8 +181,10 @@ class Experiment:
             {
                 "config": json.dumps(self.config.to_dict(), sort_keys=True),
                 "data set": self.dataset.digest,
+                "unlabelled pictures": self.unlabeled_digest,
                 "labelled subset": self.subsets.digest,
                 "version of ferjax or JAX": configs.code_version(),
+                "weights to start from": self._started_from,
             }
         )
         processes.require_shared(self.workdir)
@@ -160,8 +202,9 @@ class Experiment:
             for key, mine in (
                 ("digest", self.subsets.digest),
                 ("data_digest", self.dataset.digest),
+                ("unlabeled_digest", self.unlabeled_digest),
             ):
-                if recorded.get(key) != mine:
+                if recorded.get(key, "") != mine:
                     what = "other labelled images" if key == "digest" else "other pixels or labels"
                     raise UserError(
                         f"{split} was written for {what}: give the data (and split_file) that the "
@@ -171,27 +214,60 @@ class Experiment:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
-            splits.save(self.subsets, split, train.labels, train.rows, self.dataset.digest)
+            splits.save(
+                *(self.subsets, split, train.labels, train.rows, self.dataset.digest),
+                class_names=self.class_names,
+                image_shape=train.images.shape[1:],
+                unlabeled_digest=self.unlabeled_digest,
+            )
             configs.save(self.config, path)
-        except OSError as error:
-            raise UserError(f"{self.workdir} can't be written: {error.strerror}") from None
+        except write_errors(self.workdir) as error:
+            raise UserError(f"{self.workdir} can't be written: {reason(error)}") from None
 
     def init_state(self) -> TrainState:
-        """The state before step 0, as host arrays."""
+        """The state before step 0, as host arrays.
+
+        What the config takes from other runs' files is read only if no step is saved yet.
+
+        Raises:
+          UserError: such a file is missing, or does not fit.
+        """
         images = self.dataset.splits["train"].images
-        size = self.config.data.image_size
+        data = self.config.data
+        size = data.image_size or data.crop
         height, width = (size, size) if size else images.shape[1:3]
+        if data.crop > min(images.shape[1:3]):
+            raise UserError(
+                f"config.data.crop={data.crop}: the images have {images.shape[1]} x "
+                f"{images.shape[2]} pixels"
+            )
         state = init_state(
             self.model,
             self.algorithm,
             self.optimizer,
             seed=self.config.seed,
             image_shape=(height, width, self.config.data.channels),
-            num_classes=len(self.dataset.class_names),
+            num_classes=len(self.class_names),
             num_images=len(images),
             dtype=jnp.promote_types(self.config.dtype, jnp.float32),
         )
-        return host(state)
+        state = host(state)
+        if not processes.first(lambda: bool(saved(self.workdir))):
+            state = processes.once_per_host(lambda: self._with_files(state))
+        return state
+
+    def _with_files(self, state: TrainState) -> TrainState:
+        if self.config.init_from:
+            state = start_from(state, self.config, self.class_names)
+        train = TrainingSet(
+            rows=self.dataset.splits["train"].rows,
+            labeled=self.subsets.labeled,
+            class_names=self.class_names,
+            digest=self.dataset.digest,
+        )
+        state = state.replace(extra=self.algorithm.read_extra(state.extra, train))
+        self._started_from = json.dumps(checksums([state.params, state.extra]))
+        return state
 
     def device_data(self) -> Any:
         """The training arrays, on every device."""
@@ -250,7 +326,10 @@ class Experiment:
     def evaluate(
         self, state: Any, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, np.ndarray]:
-        """Logits of the EMA and of the raw weights on all of public_test.
+        """Logits of the EMA and of the raw weights on all of public_test, of the data's classes.
+
+        public_test keeps FER2013's labels whatever training used, as it does for all choices. Of a
+        network that knows contempt, too, it asks which of the seven others an image shows.
 
         Raises:
           Interrupted: `stop()` was true in any process.
@@ -258,4 +337,8 @@ class Experiment:
         images = self.dataset.splits[SELECTION_SPLIT].images
         raw = {"params": state.params, "batch_stats": state.batch_stats}
         weights = {"ema": state.ema, "raw": raw}
-        return {name: self.predict(w, images, stop) for name, w in weights.items()}
+        have, want = self.class_names, self.dataset.class_names
+        return {
+            name: scores.restrict(self.predict(w, images, stop), have, want)
+            for name, w in weights.items()
+        }

@@ -1,5 +1,6 @@
 """One trainer a workdir, on one host or on many that share it."""
 
+import abc
 import fcntl
 import json
 import logging
@@ -7,7 +8,8 @@ import os
 import socket
 import threading
 import time
-from pathlib import Path
+
+from etils import epath
 
 from ferjax.config import UserError
 
@@ -18,7 +20,52 @@ class LostLockError(Exception):
     """Another trainer has taken the workdir over."""
 
 
-class WorkdirLock:
+class Lock(abc.ABC):
+    """What the locks of a workdir on a disk and in a bucket share.
+
+    Attributes:
+      lost: who has taken the workdir over, because this process seemed dead; "" if nobody.
+    """
+
+    def __init__(self, workdir: epath.Path, beat: float, stale: float) -> None:
+        self._workdir, self._beat, self._stale = workdir, beat, stale
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.lost = ""
+
+    @abc.abstractmethod
+    def acquire(self) -> None:
+        """Takes the lock; waits up to `stale` seconds for a holder elsewhere to be dead.
+
+        Raises:
+          UserError: another trainer is alive there.
+        """
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Gives the lock back."""
+
+    def check(self) -> None:
+        """To be called before the workdir is changed.
+
+        Raises:
+          LostLockError: another trainer has taken over, because this one seemed dead.
+        """
+        if self.lost:
+            raise LostLockError(
+                f"{self._workdir} was taken over by {self.lost} while this process did not "
+                "answer: nothing more is written"
+            )
+
+    def refusal(self, holder: dict) -> UserError:
+        """The error that names who trains there."""
+        return UserError(
+            f"{self._workdir} is being trained by {name_of(holder)}: wait for it, or give another "
+            "--workdir"
+        )
+
+
+class WorkdirLock(Lock):
     """Holds `<workdir>/lock`: the system's file lock on this host, a heartbeat for the others.
 
     The file says who holds it and is written anew every `beat` seconds. A holder on this host that
@@ -29,18 +76,12 @@ class WorkdirLock:
       workdir: an existing directory.
       beat: seconds between heartbeats.
       stale: seconds without one after which the holder counts as dead.
-
-    Attributes:
-      lost: who has taken the workdir over, because this process seemed dead; "" if nobody.
     """
 
-    def __init__(self, workdir: Path, *, beat: float = 10.0, stale: float = 60.0) -> None:
-        self._path, self._workdir = workdir / "lock", workdir
-        self._beat, self._stale = beat, stale
+    def __init__(self, workdir: epath.Path, *, beat: float = 10.0, stale: float = 60.0) -> None:
+        super().__init__(workdir, beat, stale)
+        self._path = workdir / "lock"
         self._me = {"host": socket.gethostname(), "process": os.getpid(), "id": os.urandom(8).hex()}
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.lost = ""
         self._file = -1
 
     def acquire(self) -> None:
@@ -55,25 +96,13 @@ class WorkdirLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise self._refusal(self._holder()) from None
+            raise self.refusal(self._holder()) from None
         holder = self._holder()
         if holder.get("host") not in (None, self._me["host"]):
             self._outwait(holder)
         self._write()
         self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
         self._thread.start()
-
-    def check(self) -> None:
-        """To be called before the workdir is changed.
-
-        Raises:
-          LostLockError: another trainer has taken over, because this one seemed dead.
-        """
-        if self.lost:
-            raise LostLockError(
-                f"{self._workdir} was taken over by {self.lost} while this process did not "
-                "answer: nothing more is written"
-            )
 
     def release(self) -> None:
         """Gives the lock back."""
@@ -87,28 +116,28 @@ class WorkdirLock:
 
     def _outwait(self, holder: dict) -> None:
         """Returns once a holder on another host is dead by its heartbeat."""
-        seen = self._path.stat().st_mtime
+        seen = os.stat(self._path).st_mtime  # an epath's has no fraction
         waits = self._stale - (self._now() - seen)
         if waits > 0:
-            log.info("waiting %.0f s to see whether %s still trains here", waits, _name(holder))
+            log.info("waiting %.0f s to see whether %s still trains here", waits, name_of(holder))
             deadline = time.monotonic() + waits
             while time.monotonic() < deadline:
                 time.sleep(min(1.0, self._beat / 2))
                 new = self._holder()
                 if not new:
                     return  # given back meanwhile
-                if self._path.stat().st_mtime != seen:
-                    raise self._refusal(new)
+                if os.stat(self._path).st_mtime != seen:
+                    raise self.refusal(new)
         log.warning(
             "%s gave no sign of life for %.0f s: its lock on %s is taken over",
-            *(_name(holder), self._stale, self._workdir),
+            *(name_of(holder), self._stale, self._workdir),
         )
 
     def _now(self) -> float:
         """The file system's clock."""
         probe = self._path.with_name(f"lock.{self._me['id']}")
         probe.touch()
-        now = probe.stat().st_mtime
+        now = os.stat(probe).st_mtime
         probe.unlink()
         return now
 
@@ -117,7 +146,7 @@ class WorkdirLock:
             try:
                 holder = self._holder()
                 if holder and holder.get("id") != self._me["id"]:
-                    self.lost = _name(holder)
+                    self.lost = name_of(holder)
                     return
                 self._write()
             except OSError as error:  # a full or unreachable disk; the next beat may succeed
@@ -137,14 +166,9 @@ class WorkdirLock:
         os.pwrite(self._file, text.encode(), 0)
         os.fsync(self._file)
 
-    def _refusal(self, holder: dict) -> UserError:
-        name = _name(holder)
-        return UserError(
-            f"{self._workdir} is being trained by {name}: wait for it, or give another --workdir"
-        )
 
-
-def _name(holder: dict) -> str:
+def name_of(holder: dict) -> str:
+    """A holder of a lock, for a person."""
     if "process" not in holder:
         return "another process"
     return f"process {holder['process']} on {holder.get('host')}"

@@ -8,20 +8,31 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import metrics as clu_metrics
+from etils import epath
 
 from ferjax.engine.parallel import host
+from ferjax.workdir import (
+    UPLOAD_SECONDS,
+    Mirror,
+    OwnedObject,
+    Throttle,
+    is_remote,
+    reason,
+    write_errors,
+)
 
 log = logging.getLogger("ferjax")
 
 # Fields of a row that depend on the clock; all others are functions of the config. images/s is
 # that of the steps alone; the first row of a start has its compilation in it.
 CLOCK_FIELDS = ("seconds", "images_per_second")
+
+PICTURE_SECONDS = 60.0  # least time between pictures for TensorBoard
 
 SKIPS_IN_A_ROW = 10  # steps that are not finite, after which --config.on_nan=skip gives up
 
@@ -62,7 +73,9 @@ class Writer:
     """metrics.jsonl, one object a line, and TensorBoard events where they can be written.
 
     Rows have `step`, `epoch` and `kind` ("train": means over the steps since the last such row;
-    "eval": scores at the step). Only process 0 writes.
+    "eval": scores at the step). Only process 0 writes. On a disk a row is there at once; an object
+    in a bucket can't be appended to: there it is written anew, at most every UPLOAD_SECONDS and by
+    `flush`.
 
     Args:
       workdir: the run's directory.
@@ -72,27 +85,41 @@ class Writer:
     """
 
     def __init__(
-        self, workdir: Path, step: int, active: bool = True, unscored: bool = False
+        self, workdir: epath.Path, step: int, active: bool = True, unscored: bool = False
     ) -> None:
         self._path, self._active = workdir / "metrics.jsonl", active
         self._events = None
+        self._pictured = -math.inf
+        self._object: OwnedObject | None = None
+        self._mirror: Mirror | None = None
         if not active:
             return
-        old = read_rows(self._path)
+        if is_remote(workdir):
+            self._object, self._due = OwnedObject(self._path), Throttle(UPLOAD_SECONDS)
+            old = parse_rows(self._object.read() or "")
+        else:
+            old = read_rows(self._path)
         kept = [
             row
             for row in old
             if row["step"] < step
             or (row["step"] == step and not (unscored and row["kind"] == "eval"))
         ]
-        temporary = self._path.with_suffix(".jsonl.new")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self._path)
+        self._lines, self._written = [json.dumps(row) + "\n" for row in kept], -1
+        if self._object:
+            self._flush_rows()
+        else:
+            temporary = self._path.with_suffix(".jsonl.new")
+            temporary.write_text("".join(self._lines))
+            os.replace(temporary, self._path)
+        self._mirror = Mirror(workdir / "events") if self._object else None
         try:
             # Imports TensorFlow: only where the extra [tensorboard] is installed.
             from clu import metric_writers
 
-            self._events = metric_writers.SummaryWriter(str(workdir / "events"))
+            # On this machine's disk first: TensorFlow's own gs:// is in a package of its own.
+            events = self._mirror.local if self._mirror else workdir / "events"
+            self._events = metric_writers.SummaryWriter(str(events))
         except ImportError:
             log.debug("no TensorBoard events: the extra [tensorboard] is not installed")
         except Exception as error:  # a broken TensorFlow must not stop a training
@@ -103,18 +130,59 @@ class Writer:
         if not self._active:
             return
         clean = {k: None if _not_finite(v) else v for k, v in row.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        if self._object:
+            self._lines.append(json.dumps(clean) + "\n")
+            if self._due():
+                # What fails now is written later; a save does not come before it.
+                with contextlib.suppress(*write_errors(self._path)):
+                    self.flush()
+        else:
+            with self._path.open("a") as file:
+                file.write(json.dumps(clean) + "\n")
         if self._events is not None:
             scalars = {
                 f"{row['kind']}/{k}": v for k, v in clean.items() if isinstance(v, int | float)
             }
             self._events.write_scalars(row["step"], scalars)
 
+    def write_images(self, step: int, draw: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Pictures for TensorBoard, uint8 [N, H, W, 3] by name, if it is there.
+
+        Drawing takes time from short epochs: it is left out for PICTURE_SECONDS after the last one.
+        """
+        if self._events is None or time.monotonic() - self._pictured < PICTURE_SECONDS:
+            return
+        pictures = {f"eval/{name}": picture for name, picture in draw().items()}
+        self._events.write_images(step, pictures)
+        self._pictured = time.monotonic()
+
+    def flush(self) -> None:
+        """Until all rows are in the workdir: before a save, which must not be newer than they.
+
+        Raises:
+          one of `write_errors`: the bucket does not take them; OvertakenError if another process
+            has written rows.
+        """
+        self._flush_rows()
+        if self._mirror and self._events is not None:
+            self._events.flush()
+            self._mirror.upload()
+
+    def _flush_rows(self) -> None:
+        if self._object and self._written != len(self._lines):
+            self._object.write("".join(self._lines))
+            self._written = len(self._lines)
+
     def close(self) -> None:
-        """Flushes the events."""
+        """Flushes rows and events."""
         if self._events is not None:
             self._events.close()
+        if self._mirror:
+            try:
+                self._mirror.close()
+                self._flush_rows()
+            except write_errors(self._path) as error:
+                log.warning("the last rows are not in %s: %s", self._path, reason(error))
 
 
 class NotFiniteError(Exception):
@@ -227,10 +295,15 @@ class Recorder:
         )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a torn last line is left out."""
+    return parse_rows(path.read_text() if path.exists() else "")
+
+
+def parse_rows(text: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl's text; a torn last line is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

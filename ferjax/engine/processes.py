@@ -8,11 +8,11 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 
 from ferjax.config import UserError
 
@@ -93,7 +93,7 @@ def hosts() -> list[str]:
     return _gather_text(socket.gethostname())
 
 
-def require_shared(directory: Path) -> None:
+def require_shared(directory: epath.Path) -> None:
     """Checks that all processes see one and the same directory.
 
     Raises:

@@ -1,11 +1,12 @@
 """A trace of some training steps, for TensorBoard's profiler or ui.perfetto.dev."""
 
 import logging
-from pathlib import Path
 
 import jax
+from etils import epath
 
 from ferjax.config import UserError
+from ferjax.workdir import Mirror, is_remote, reason, write_errors
 
 log = logging.getLogger("ferjax")
 
@@ -21,8 +22,9 @@ class Profiler:
       UserError: `wanted` is something else.
     """
 
-    def __init__(self, wanted: str, directory: Path) -> None:
+    def __init__(self, wanted: str, directory: epath.Path) -> None:
         self._directory, self._running = directory, False
+        self._mirror: Mirror | None = None
         start, _, count = wanted.partition(":")
         if wanted and not (start.isdigit() and count.isdigit() and int(count)):
             raise UserError(f"config.profile={wanted}: it is START:STEPS, such as 100:20")
@@ -35,7 +37,10 @@ class Profiler:
             options = jax.profiler.ProfileOptions()
             # Without every Python call: that slows the host, and the trace shows waits of its own.
             options.python_tracer_level = 0
-            jax.profiler.start_trace(str(self._directory), profiler_options=options)
+            if is_remote(self._directory):  # XLA writes to disks alone
+                self._mirror = Mirror(self._directory)
+            place = self._mirror.local if self._mirror else self._directory
+            jax.profiler.start_trace(str(place), profiler_options=options)
             self._running = True
 
     def ends(self, end: int) -> bool:
@@ -47,6 +52,12 @@ class Profiler:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            if self._mirror:
+                try:
+                    self._mirror.close()
+                except write_errors(self._directory) as error:
+                    log.warning("the profile is not in %s: %s", self._directory, reason(error))
+                    return
             log.info(
                 "profile written to %s: tensorboard --logdir, or ui.perfetto.dev", self._directory
             )

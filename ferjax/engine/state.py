@@ -16,7 +16,7 @@ from ferjax.augment import policies
 from ferjax.config import find, section
 from ferjax.engine.parallel import AXIS
 
-View = Callable[[jax.Array, jax.Array], jax.Array]
+View = Callable[..., jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -62,6 +62,8 @@ def build_view(config: FrozenConfigDict, policy: policies.Policy) -> View:
         mean=data.mean,
         std=data.std,
         channels=data.channels,
+        crop=data.crop,
+        standardize=data.illumination == "standardize",
     )
 
 

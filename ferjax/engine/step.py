@@ -1,7 +1,7 @@
 """One device's update: views -> loss -> gradient -> mean over devices -> Optax -> EMA."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +59,8 @@ def make_step(
     microbatches: int = 1,
     loops: bool = True,
     skip_not_finite: bool = False,
+    class_counts: Sequence[float] = (),
+    passes: Mapping[str, int] | None = None,
 ) -> Step:
     """Builds `step(state, index, data) -> (state, metrics)` for one device.
 
@@ -78,28 +80,44 @@ def make_step(
         gradients inside any XLA:CPU loop are 11-30 times slower (DESIGN.md).
       skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is
         NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`.
+      class_counts: labelled images of each class, for `Batch.class_counts`.
+      passes: images of each part of the batch, "labeled" and "unlabeled", where views alternate.
     """
 
     full = jnp.promote_types(dtype, jnp.float32)
 
-    def part(name: str, wanted: tuple[str, ...], rows: jax.Array, key: Any, data: Any) -> Part:
+    def turns(state: TrainState, position: Any, rows: jax.Array, members: int) -> jax.Array:
+        """How often the images were seen before, each from a start of its own: int32 [n]."""
+        size = rows.shape[0] * jax.lax.axis_size(AXIS)
+        # Taken apart, because step * size may not fit into 32 bits.
+        passes, rest = state.step // members, state.step % members
+        seen = passes * size + (rest * size + position) // members
+        key = jax.random.fold_in(jax.random.key(state.seed), zlib.crc32(b"turns"))
+        starts = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row)))(rows)
+        return seen % 2 + (starts % 2).astype(jnp.int32)
+
+    def part(
+        name: str, wanted: tuple[str, ...], rows: jax.Array, key: Any, state: TrainState, data: Any
+    ) -> Part:
         position = jax.lax.axis_index(AXIS) * rows.shape[0] + jnp.arange(rows.shape[0])
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
         images, target = data["images"][rows], data["targets"][rows]
         # Targets keep full precision: soft ones must still sum to 1.
         bare = Part({}, target.astype(full), jnp.ones(rows.shape, full), rows, keys)
-        made = {v: views[v.split(":")[0]](images, bare.key(v)).astype(dtype) for v in wanted}
+        more = (turns(state, position, rows, passes[name]),) if passes else ()
+        made = {v: views[v.split(":")[0]](images, bare.key(v), *more).astype(dtype) for v in wanted}
         return bare.replace(views=made)
 
     def make_batch(state: TrainState, index: Mapping[str, jax.Array], data: Any) -> Batch:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         wanted = algorithm.labeled_views, algorithm.unlabeled_views
-        labeled = part("labeled", wanted[0], index["labeled"], key, data)
+        labeled = part("labeled", wanted[0], index["labeled"], key, state, data)
         unlabeled = None
         if "unlabeled" in index:
-            unlabeled = part("unlabeled", wanted[1], index["unlabeled"], key, data)
-        return Batch(labeled, unlabeled, lambda x: jax.lax.all_gather(x, AXIS, tiled=True))
+            unlabeled = part("unlabeled", wanted[1], index["unlabeled"], key, state, data)
+        gather = lambda x: jax.lax.all_gather(x, AXIS, tiled=True)  # noqa: E731
+        return Batch(labeled, unlabeled, gather, tuple(class_counts))
 
     def step(state: TrainState, index: Any, data: Any) -> tuple[TrainState, Metrics]:
         batch = make_batch(state, index, data)

@@ -5,11 +5,11 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tqdm
+from etils import epath
 from ml_collections import FrozenConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -28,7 +28,7 @@ _NOTHING = contextlib.nullcontext()
 CALLS_IN_FLIGHT = 2  # how far the host may run ahead of the metrics that it has read
 
 
-def train(config: FrozenConfigDict, workdir: Path) -> int:
+def train(config: FrozenConfigDict, workdir: epath.Path) -> int:
     """Trains to the end of the schedule, or until told to stop.
 
     Returns:
@@ -145,7 +145,7 @@ class _Trainer:
                 "best": self._best,
                 "unscored": self.unscored,
             }
-            self.checkpoints.save(saved_state, meta, accuracy)
+            self.checkpoints.save(saved_state, meta, accuracy, self._writer.flush)
             self._saved_at = time.monotonic()
         return not self.unscored
 
@@ -161,6 +161,7 @@ class _Trainer:
         }
         where = {"kind": "eval", "step": self.step, "epoch": self.step / run.per_epoch}
         self._writer.write({**where, **row, "seconds": time.monotonic() - self._started})
+        self._writer.write_images(self.step, self._draw)
         accuracy = row["ema_accuracy"]
         if self._best is None or accuracy >= self._best["accuracy"]:
             self._best = {"accuracy": accuracy, "step": self.step}
@@ -170,6 +171,14 @@ class _Trainer:
             *(100 * x for x in (accuracy, row["raw_accuracy"], self._best["accuracy"])),
         )
         return accuracy
+
+    def _draw(self) -> dict[str, np.ndarray]:
+        """What the EMA weights say of public_test, as pictures."""
+        from ferjax.analysis import boards  # Matplotlib's start takes a while
+
+        dataset = self._run.dataset
+        split = dataset.splits[SELECTION_SPLIT]
+        return boards.draw(self._logits["ema"], split.images, split.labels, dataset.class_names)
 
     def finish(self) -> None:
         """Prints the table of the final EMA weights and where everything is."""

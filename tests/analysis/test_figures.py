@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferjax.analysis import calibration, figures, page, training_curves
+from ferjax.analysis import figures, page, training_curves
+from ferjax.analysis.reliability import reliability
 
 NAMES = ("angry", "a & <b>")
 TEXT = "{http://www.w3.org/2000/svg}text"
@@ -26,7 +27,7 @@ def test_every_colour_becomes_the_pages_and_no_id_is_shared():
         figures.confusion(counts, NAMES, shares=False),
         figures.scatter(points, labels, NAMES),
         figures.histogram({"right": points[:, 0], "wrong": points[:, 1]}, x_label="x"),
-        figures.reliability(calibration.reliability(points, labels)),
+        figures.reliability(reliability(points, labels)),
     ]
     svgs = [figures.svg(each, f'a "title" & {i}') for i, each in enumerate(drawn)]
     seen = set()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ferjax.data.batches import Batches, steps_per_epoch
+from ferjax.data.batches import BalancedBatches, Batches, steps_per_epoch
 
 MEMBERS = np.arange(100, 137)
 
@@ -51,3 +51,37 @@ FROZEN = [6, 2, 9, 0, 4, 1, 5, 8, 7, 3]
 )
 def test_steps_per_epoch(args, steps):
     assert steps_per_epoch(*args) == steps
+
+
+LABELS = np.repeat([0, 2, 5], [30, 5, 2])  # of MEMBERS
+
+
+def balanced(size=8, seed=0):
+    return BalancedBatches(MEMBERS, LABELS, size, seed, "labeled")
+
+
+def test_balanced_batches_show_classes_in_turn_and_each_image_once_a_pass_of_its_class():
+    batches = balanced()
+    seen = np.concatenate([batches(s) for s in range(45)])  # 120 rounds of 3 classes
+    label_of = dict(zip(MEMBERS.tolist(), LABELS.tolist(), strict=True))
+    labels = np.array([label_of[i] for i in seen.tolist()])
+    assert (labels.reshape(-1, 3) == [0, 2, 5]).all()
+    counts = np.bincount(seen, minlength=137)[100:]
+    assert counts.tolist() == [4] * 30 + [24] * 5 + [60] * 2
+    first = seen[labels == 0]
+    assert sorted(first[:30]) == MEMBERS[:30].tolist()
+    assert first[:30].tolist() != first[30:60].tolist()
+
+
+def test_balanced_batches_are_a_function_of_seed_and_step():
+    forward, backward = balanced(), balanced()
+    expected = [forward(s).tolist() for s in range(20)]
+    assert [backward(s).tolist() for s in reversed(range(20))] == expected[::-1]
+    assert balanced(seed=1)(0).tolist() != expected[0]
+    # The stream is cut into steps: other sizes cut the same stream elsewhere.
+    halves = balanced(size=4)
+    assert [*halves(0).tolist(), *halves(1).tolist()] == expected[0]
+    assert expected[0] == BALANCED_FROZEN
+
+
+BALANCED_FROZEN = [109, 131, 135, 105, 134, 136, 128, 132]

@@ -3,12 +3,13 @@
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from ferjax import config as configs
 from ferjax.config import UserError
-from ferjax.data import arrays, ferplus, sources
+from ferjax.data import arrays, ferplus, sources, splits
 from ferjax.engine.experiment import Experiment
 
 # neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, not a face
@@ -43,7 +44,7 @@ def one(votes, labels):
     ],
 )
 def test_targets_by_hand(votes, majority, distribution):
-    for labels, wanted in (("ferplus_majority", majority), ("ferplus", distribution)):
+    for labels, wanted in (("ferplus8_majority", majority), ("ferplus8", distribution)):
         target, first = one(votes, labels)
         assert target == wanted
         assert (first in wanted) if wanted else first == -1
@@ -51,12 +52,12 @@ def test_targets_by_hand(votes, majority, distribution):
 
 def test_seven_classes_leave_contempt_out():
     mixed = [0, 6, 0, 0, 0, 0, 0, 4, 0, 0]
-    assert one(mixed, "ferplus") == ({HAPPY: 0.6, CONTEMPT: 0.4}, HAPPY)
+    assert one(mixed, "ferplus8") == ({HAPPY: 0.6, CONTEMPT: 0.4}, HAPPY)
     assert one(mixed, "ferplus7") == ({HAPPY: 1}, HAPPY)
     own = [0, 4, 0, 0, 0, 0, 0, 6, 0, 0]
-    assert one(own, "ferplus_majority") == ({CONTEMPT: 1}, CONTEMPT)
+    assert one(own, "ferplus8_majority") == ({CONTEMPT: 1}, CONTEMPT)
     assert one(own, "ferplus7") == one(own, "ferplus7_majority") == ({}, -1)
-    assert ferplus.class_names("ferplus")[:7] == ferplus.class_names("ferplus7")
+    assert ferplus.class_names("ferplus8")[:7] == ferplus.class_names("ferplus7")
 
 
 def plainly(votes):
@@ -81,7 +82,7 @@ def test_distributions_against_a_plain_computation():
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.full(10, 0.4), 3000)
     counts = np.stack([rng.multinomial(10, share) for share in shares])
-    target, first = ferplus.targets(counts, "ferplus")
+    target, first = ferplus.targets(counts, "ferplus8")
     np.testing.assert_allclose(target, [plainly(votes) for votes in counts], atol=1e-6)
     np.testing.assert_array_equal(first >= 0, target.sum(axis=1) > 0.5)
     assert 500 < (first >= 0).sum() < 2900
@@ -160,12 +161,12 @@ def test_downloaded_once_checked_and_kept(small, tmp_path, monkeypatch):
     first, again = (ferplus.load("", str(tmp_path / "data")) for _ in range(2))
     np.testing.assert_array_equal(first.counts, again.counts)
     assert asked == [ferplus.URL]
-    assert [p.name for p in (tmp_path / "data" / "ferplus").iterdir()] == ["fer2013new.csv"]
+    assert [p.name for p in (tmp_path / "data" / "ferplus8").iterdir()] == ["fer2013new.csv"]
 
     small.write_text(small.read_text().replace("0,10,0", "10,0,0", 1))
     with pytest.raises(UserError, match="not the published votes"):
         ferplus.load("", str(tmp_path / "other"))
-    assert list((tmp_path / "other" / "ferplus").iterdir()) == []
+    assert list((tmp_path / "other" / "ferplus8").iterdir()) == []
 
 
 def experiment(monkeypatch, workdir, source, **data):
@@ -202,6 +203,30 @@ def test_a_run_trains_towards_votes_and_is_scored_on_fer2013(small, monkeypatch,
     np.testing.assert_array_equal(targets, np.eye(7)[[3, 3, 2, 5]])
 
 
+def test_a_run_on_eight_classes_is_chosen_by_fer2013s_seven(small, monkeypatch, tmp_path):
+    text = small.read_bytes().decode().replace("0,10,0,0,0,0,0,0,0,0", "0,0,0,0,0,0,0,10,0,0")
+    small.write_bytes(text.encode())  # contempt in place of happiness
+    monkeypatch.setattr(ferplus, "_digest", lambda votes: ferplus.SHA256)
+    run = experiment(monkeypatch, tmp_path / "run", small, labels="ferplus8_majority")
+    assert run.class_names == ferplus.CLASSES
+    assert run.dataset.class_names == ferplus.EMOTIONS
+    assert run.subsets.labeled.tolist() == [0, 1]
+    targets = np.asarray(run.device_data()["targets"]).reshape(-1, 4, 8)[0]
+    np.testing.assert_array_equal(targets[:2], np.eye(8)[[NEUTRAL, CONTEMPT]])
+    state = run.init_state()
+    assert 8 in {leaf.shape[-1] for leaf in jax.tree.leaves(state.params)}
+    images = run.dataset.splits["public_test"].images
+    weights = run.layout.replicate({"params": state.params, "batch_stats": state.batch_stats})
+    own = run.predict(weights, images)
+    replicated = run.layout.replicate(state)
+    np.testing.assert_array_equal(run.evaluate(replicated)["raw"], own[:, :7])
+    run.claim_workdir()
+    recorded = splits.recorded(run.workdir / "split.json")
+    assert recorded["class_names"] == list(ferplus.CLASSES)
+    assert recorded["labeled_per_class"] == [0] * 6 + [1, 1]
+    run.lock.release()
+
+
 def test_other_data_sets_have_no_votes(small, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="FER\\+ labels fer2013 only"):
         experiment(monkeypatch, tmp_path, small, labels="ferplus7", name="synthetic_faces/tiny")
@@ -230,6 +255,6 @@ def test_the_published_votes():
     assert removed == [148, 10, 15]
     assert votes.not_a_face.sum() == 176
     # The sizes that the literature gives for majority labels.
-    _, first = ferplus.targets(votes.counts, "ferplus_majority")
+    _, first = ferplus.targets(votes.counts, "ferplus8_majority")
     sizes = [int((first[a:b] >= 0).sum()) for a, b in ((0, 28709), (28709, 32298), (32298, 35887))]
     assert sizes == [25060, 3199, 3153]

@@ -52,7 +52,7 @@ def make_data(seed=0):
 class Small:
     """A config made into a step; `run` takes it through some steps on a layout."""
 
-    def __init__(self, config, steps=STEPS, loops=False):
+    def __init__(self, config, steps=STEPS, loops=False, **options):
         self.config, self.steps, self.calls = config, steps, {}
         self.algorithm, self.model = build(config, CLASSES)
         schedule = make_schedule(config.optimizer, steps, steps)
@@ -73,6 +73,7 @@ class Small:
             microbatches=config.microbatches,
             loops=loops,
             skip_not_finite=config.on_nan == "skip",
+            **options,
         )
         size, mu = config.batch_size, self.algorithm.mu
         self.batches = {"labeled": Batches(np.arange(IMAGES // 3), size, config.seed, "labeled")}

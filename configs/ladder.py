@@ -1,0 +1,28 @@
+"""The ladder network on FER2013: network, labels and views of configs/supervised.py.
+
+python -m ferjax.main --config=configs/ladder.py        WRN-28-2, 8,612 labels; a GPU or TPU
+python -m ferjax.main --config=configs/ladder.py:cpu    small CNN, 2,870 labels; two CPU cores
+
+Unlabelled images are all images, as in the paper.
+
+Result: not measured yet.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ferjax.config import from_file
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant` is "" or "cpu"."""
+    c = from_file(Path(__file__).with_name("supervised.py"), variant)
+    c.algorithm = {"name": "ladder", "weights": (1.0, 0.1)}
+    c.data.unlabeled = "all"
+    if variant == "cpu":
+        c.epochs = 8  # of 449 steps each: supervised.py has 60 of 45
+    else:
+        c.epochs = 30
+        c.cpu_config = "configs/ladder.py:cpu"
+    return c

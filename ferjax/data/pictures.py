@@ -1,0 +1,61 @@
+"""Picture files of any kind and size, as a user has them."""
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+MOST_PIXELS, MOST_BYTES = 2**27, 2**29  # of a picture and of its file
+_TOO_LARGE = f"more than {MOST_PIXELS // 10**6} megapixels: shrink it first"
+_NO_PICTURE = "not a picture that OpenCV reads"
+
+
+def read(path: str | os.PathLike[str]) -> np.ndarray | str:
+    """An RGB picture uint8 [H, W, 3] turned upright by its EXIF data, or why there is none.
+
+    A picture of more than `MOST_PIXELS` is not decoded, whatever its file's size: reading takes a
+    bounded amount of memory.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a file"
+    try:
+        if os.path.getsize(path) > MOST_BYTES:
+            return f"larger than {MOST_BYTES >> 20} MB"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as header:  # reads no pixels
+                if math.prod(header.size) > MOST_PIXELS:
+                    return _TOO_LARGE
+    except Image.DecompressionBombError:
+        return _TOO_LARGE
+    except OSError as error:
+        if error.strerror:
+            return error.strerror
+        return _NO_PICTURE
+    except Exception:  # Pillow's readers raise many kinds for broken headers
+        return _NO_PICTURE
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        return error.strerror or "can't be read"
+    try:
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    except cv2.error:
+        picture = None
+    return _NO_PICTURE if picture is None else np.asarray(picture)
+
+
+def below(folder: Path) -> list[Path]:
+    """The picture files in a folder and all folders in it, by name; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )

@@ -1,0 +1,196 @@
+"""Pictures brought to one form by threads, and kept in a file until they are written.
+
+So what a set holds is known before any of it is written, and it need not fit in memory.
+"""
+
+import collections
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ferjax.config import UserError
+from ferjax.data import pictures
+from ferjax.data.builder import Face, encode_png, streamed_digest
+from ferjax.data.faces import faces, fit, make_cascade
+from ferjax.data.folders import Picture
+
+_CHUNK = 64  # pictures that a thread works off at a time
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What came of some pictures.
+
+    Attributes:
+      kept: those that could be read, in their order.
+      hashes: sha256 of each one's pixels.
+      file: the pixels, uint8 [len(kept), H, W, C]; it has no name and is gone with this process.
+      broken: the others' names -> what is wrong.
+      without_face: names of those in which a face was looked for and none found.
+    """
+
+    kept: list[Picture]
+    hashes: list[bytes]
+    file: IO[bytes]
+    broken: dict[str, str]
+    without_face: list[str]
+
+
+def read(files: Sequence[Picture], shape: Shape, *, detect: bool, folder: Path, title: str) -> Read:
+    """Reads pictures with all cores, in bounded memory, with a progress bar.
+
+    Args:
+      files: what to read.
+      shape: (H, W, C) to bring them to, by `faces.fit`.
+      detect: cut out the largest face first.
+      folder: has room for the pixels; is made if it is not there.
+      title: of the progress bar.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = Read([], [], tempfile.TemporaryFile(dir=folder), {}, [])  # noqa: SIM115 (handed on)
+        work = _Reader(shape, detect)
+        with _silent_opencv(), tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
+            for picture, result in zip(files, in_order(work, files), strict=True):
+                bar.update()
+                if isinstance(result, str):
+                    done.broken[picture.name] = result
+                    continue
+                pixels, found = result
+                done.file.write(pixels.data)
+                done.hashes.append(hashlib.sha256(pixels.data).digest())
+                done.kept.append(picture)
+                if not found:
+                    done.without_face.append(picture.name)
+        done.file.flush()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}): give another folder with "
+            "--config.data.data_dir= or TFDS_DATA_DIR"
+        ) from None
+    return done
+
+
+@dataclass(frozen=True)
+class Spooled(Sequence[Face]):
+    """The faces of one split, whose pixels lie in a file."""
+
+    file: IO[bytes]
+    shape: Shape
+    first: int  # row
+    places: np.ndarray  # int [N], in the file, in units of images
+    labels: np.ndarray  # int32 [N]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        pixels = self._pixels(int(self.places[index]))
+        bgr = pixels if self.shape[-1] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        return Face(self.first + index, int(self.labels[index]), encode_png(bgr), pixels)
+
+    def __iter__(self) -> Iterator[Face]:
+        return in_order(self.__getitem__, range(len(self)))
+
+    def digest(self) -> str:
+        """See `builder.split_digest`."""
+        rows = np.arange(self.first, self.first + len(self))
+        images = (self._pixels(int(place)) for place in self.places)
+        return streamed_digest((len(self), *self.shape), rows, self.labels, images)
+
+    def _pixels(self, place: int) -> np.ndarray:
+        size = int(np.prod(self.shape))
+        data = os.pread(self.file.fileno(), size, place * size)
+        return np.frombuffer(data, np.uint8).reshape(self.shape)
+
+
+@dataclass
+class _Reader:
+    """Brings a picture file to the wanted form, in any thread."""
+
+    shape: Shape
+    detect: bool
+    _local: threading.local = field(default_factory=threading.local)
+
+    def __call__(self, picture: Picture) -> tuple[np.ndarray, bool] | str:
+        """The pixels, and whether a face was found if one was looked for; or what is wrong."""
+        why = _unfit(picture.path)
+        whole = why or pictures.read(picture.path)
+        if isinstance(whole, str):
+            return whole
+        found = True
+        if self.detect:
+            if not hasattr(self._local, "cascade"):
+                self._local.cascade = make_cascade()
+            boxes = faces(whole, self._local.cascade)
+            found = bool(boxes)
+            if found:
+                x, y, w, h = boxes[0]
+                whole = whole[y : y + h, x : x + w]
+        return fit(whole, self.shape, picture.name), found
+
+
+def _unfit(path: str) -> str:
+    """What is wrong with a file before it is decoded, "" if nothing is."""
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe would never end
+            return "not a file"
+        if not info.st_size:
+            return "an empty file"
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return error.strerror or "can't be read"
+    # Some versions of OpenCV fill up a JPEG that ends early. Neither mark can be inside its scan.
+    if content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        return "a JPEG that ends early"
+    return ""
+
+
+def in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """`map(function, items)` by threads that are never more than some chunks ahead."""
+    workers = os.cpu_count() or 1
+
+    def work(start: int) -> list[Any]:
+        return [function(items[i]) for i in range(start, min(start + _CHUNK, len(items)))]
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: collections.deque[Any] = collections.deque()
+        try:
+            for start in range(0, len(items), _CHUNK):
+                ahead.append(pool.submit(work, start))
+                if len(ahead) > 2 * workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """OpenCV prints what it can't decode; the list says it better."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

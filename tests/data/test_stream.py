@@ -1,0 +1,81 @@
+"""Streamed images against the arrays that the resident path reads."""
+
+import builtins
+import pickle
+
+import numpy as np
+import pytest
+from absl import flags
+
+from ferjax.config import UserError
+from ferjax.data import arrays, batches, illumination, stream
+
+
+@pytest.fixture(scope="module")
+def resident(data_dir):
+    return arrays.load("synthetic_faces/tiny").splits["train"]
+
+
+@pytest.fixture(scope="module")
+def records(resident):
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; commands parse them
+        flags.FLAGS.mark_as_parsed()
+    made = arrays.builder("synthetic_faces/tiny")
+    paths = [str(path) for path in made.info.splits["train"].filepaths]
+    return stream.Records(paths, made.info.features["image"].shape)
+
+
+def test_records_are_the_resident_arrays(resident, records):
+    assert records.shape == resident.images.shape
+    np.testing.assert_array_equal(records.labels, resident.labels)
+    np.testing.assert_array_equal(records.rows, resident.rows)
+    some = np.array([5, 0, 5, len(resident) - 1])
+    np.testing.assert_array_equal(records[some], resident.images[some])
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(records)).treated("equalize")[some],
+        illumination.apply(resident.images[some], "equalize"),
+    )
+
+
+def test_joined_sources_follow_each_other(resident, records):
+    other = 255 - resident.images[:3]
+    joined = stream.Joined([records, other, records])
+    whole = np.concatenate([resident.images, other, resident.images])
+    assert joined.shape == whole.shape
+    some = np.random.default_rng(0).permutation(len(whole))[:40]
+    np.testing.assert_array_equal(joined[some], whole[some])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_gives_each_step_its_images(resident, records, workers):
+    members = {"labeled": np.arange(10), "unlabeled": np.arange(10, len(resident))}
+    sizes = {"labeled": 4, "unlabeled": 8}
+    parts = {n: batches.Batches(members[n], sizes[n], 3, n) for n in members}
+    shares = [
+        stream.Stream(parts, records, share=k, shares=2, first=7, end=20, workers=workers)
+        for k in range(2)
+    ]
+    for first, count in ((7, 1), (8, 4), (12, 8)):
+        taken = [share.take(count) for share in shares]
+        for name, part in parts.items():
+            found = np.concatenate([each[name] for each in taken], axis=1)
+            expected = np.stack([resident.images[part(s)] for s in range(first, first + count)])
+            np.testing.assert_array_equal(found, expected)
+    for share in shares:
+        assert share.waited > 0
+        with pytest.raises(StopIteration):
+            share.take(1)
+        share.close()
+
+
+def test_without_grain_one_line_says_what_to_install(records, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "grain":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"pip install '\.\[stream\]'"):
+        stream.Stream({}, records, first=0, end=1, workers=0)

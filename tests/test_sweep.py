@@ -1,0 +1,352 @@
+"""A sweep as a user runs it: stopped, gone on with, one run failing; and all sweeps' files."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from test_end_to_end import ROOT, environment
+
+from ferjax import config as configs
+from ferjax import results, rows, sweep
+from ferjax.config import UserError
+
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
+SOUND: set = set()  # configs that were looked at
+TEXT = """
+from ferjax.rows import Row, Sweep
+
+def get_sweep(cpu):
+    base = "configs/supervised.py:cpu"
+    every = {"checkpoint.every_minutes": 0}
+    longer = {"batch_size": 4, "epochs": 3}
+    return Sweep("Trial", [
+        Row("few", base, {**every, "data.labeled": "10%"}, published=10.0, reach=0.5, x=10,
+            quick=longer),
+        Row("same", base, {"data.labeled": "10%"}, beats="few", x=11, quick=longer),
+    ], x_label="labels")
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory):
+    """A file of its own beside copies of nothing: its configs are found from its root."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "configs" / "sweeps").mkdir(parents=True)
+    for path in ("supervised.py", "fixmatch.py"):
+        (root / "configs" / path).write_text((ROOT / "configs" / path).read_text())
+    path = root / "configs" / "sweeps" / "trial.py"
+    path.write_text(TEXT)
+    return path
+
+
+def command(sweep_file, workdir, *more):
+    args = [f"--sweep={sweep_file}", f"--workdir={workdir}", "--quick", *more]
+    return [sys.executable, "-m", "ferjax.sweep", *args]
+
+
+class Nobody:
+    """Starts no process."""
+
+    stopped = False
+
+    def call(self, command, arguments):
+        raise AssertionError((command, arguments))
+
+
+def test_stopped_gone_on_with_and_finished(sweep_file, tmp_path, data_dir, monkeypatch):
+    workdir = tmp_path / "sweep"
+    run = {"cwd": ROOT, "env": environment(), "text": True, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(command(sweep_file, workdir), stdout=subprocess.PIPE, **run)
+    deadline = time.monotonic() + 240
+    while not list(workdir.glob("few/0/checkpoints/[0-9]*/commit_success.txt")):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=240)
+    assert first.returncode == 75, out + err
+    summary = json.loads((workdir / "few/0/summary.json").read_text())
+    assert summary["state"] == "cut"
+    assert "seed 0 cut at epoch" in (workdir / "table.md").read_text()
+
+    place, plan = results.epath.Path(workdir), quick_rows(sweep_file)
+    monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])
+    with sweep._Children() as children:
+        assert sweep.Sweeper(plan, place, children).run(finish=True) == 0
+    log = (workdir / "few/0/logs/process_0.log").read_text()
+    assert re.search(r"resumed at step [1-9]", log)
+    table = (workdir / "table.md").read_text()
+    assert "| not run" not in table
+    evaluated = [
+        json.loads(line)
+        for line in (workdir / "few/0/metrics.jsonl").read_text().splitlines()
+        if json.loads(line)["kind"] == "eval"
+    ]
+    best = max(row["ema_accuracy"] for row in evaluated)
+    cells = [[c.strip() for c in line.split("|")] for line in table.splitlines()]
+    of = {line[1]: dict(zip(cells[2], line, strict=True)) for line in cells if len(line) > 3}
+    assert of["few"]["public_test, best"] == f"{100 * best:.2f}"
+    assert of["few"]["published"] == "10"
+    assert of["few"]["reached"] in ("yes", "no")
+    # The second row trains what the first does: it shares its run, and can't beat itself.
+    assert of["same"]["public_test, best"] == f"{100 * best:.2f}"
+    assert of["same"]["reached"] == "no"
+    private = json.loads((workdir / "few/0/eval/private_test.json").read_text())["accuracy"]
+    assert of["few"]["private_test"] == f"{100 * private:.2f}"
+    assert {p.name for p in workdir.glob("*")} == {"few", "table.md", "table.csv", "plot.png"}
+    assert (workdir / "plot.png").read_bytes().startswith(b"\x89PNG")
+    finished_with_nothing_to_do(sweep_file, workdir)
+    summary_has_no_path(workdir, tmp_path)
+    collected(sweep_file, workdir, tmp_path)
+
+
+def quick_rows(sweep_file):
+    loaded = rows.load(sweep_file)
+    chosen = [rows.shrink(row, loaded.root) for row in loaded.rows]
+    out = [rows.dataclasses.replace(row, seeds=(0,)) for row in chosen]
+    return rows.dataclasses.replace(loaded, rows=out)
+
+
+def finished_with_nothing_to_do(sweep_file, workdir):
+    """No process is started for what is there, and private_test is not read again."""
+    place = results.epath.Path(workdir)
+    before = (workdir / "few/0/eval/private_test_readings.jsonl").read_text()
+    plan = quick_rows(sweep_file)
+    assert sweep.Sweeper(plan, place, Nobody()).run(finish=True) == 0
+    assert (workdir / "few/0/eval/private_test_readings.jsonl").read_text() == before
+    assert len(before.splitlines()) == 1
+    # Time that is up stops before a run, with its status; another seed was not run.
+    other = rows.dataclasses.replace(
+        plan, rows=[rows.dataclasses.replace(plan.rows[0], seeds=(0, 1))]
+    )
+    assert sweep.Sweeper(other, place, Nobody(), time.monotonic()).run(finish=False) == 75
+    with pytest.raises(AssertionError, match="main"):
+        sweep.Sweeper(other, place, Nobody()).run(finish=False)
+
+
+def summary_has_no_path(workdir, tmp_path):
+    text = (workdir / "few/0/summary.json").read_text()
+    summary = json.loads(text)
+    assert summary["state"] == "done"
+    assert summary["epochs_done"] == summary["epochs"] == 3
+    assert summary["machine"]["device"] == "cpu"
+    assert summary["changed"]["data.labeled"] == "10%"
+    assert "--config=configs/supervised.py:cpu" in summary["command"]
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
+
+
+def collected(sweep_file, workdir, tmp_path):
+    """Runs count for the row that has their config, wherever they lie and whoever ran them."""
+    plan = quick_rows(sweep_file)
+    digests = results._digests(plan)
+    directory = results.epath.Path(tmp_path / "results")
+    (place,) = [w for w in results.workdirs(results.epath.Path(workdir)) if "few" in str(w)]
+    results._collect(place, plan, digests, directory)
+    assert [str(p.relative_to(directory)) for p in directory.glob("*/*")] == ["few/0.json"]
+    text = results.render(plan, digests, results.read(directory))
+    private = json.loads((workdir / "few/0/eval/private_test.json").read_text())["accuracy"]
+    assert len(re.findall(rf"^\| (?:few|same) .*\| {100 * private:.2f} ", text, re.M)) == 2
+    # A shorter run does not take its place.
+    kept = (directory / "few/0.json").read_text()
+    (workdir / "few/0/eval/final.json").unlink()
+    results._collect(place, plan, digests, directory)
+    assert (directory / "few/0.json").read_text() == kept
+    # Nor does one of another config, or with the labels of another seed.
+    changed = json.loads((workdir / "few/0/config.json").read_text())
+    changed["data"]["split_seed"] = 7
+    (workdir / "few/0/config.json").write_text(json.dumps(changed))
+    (directory / "few/0.json").unlink()
+    results._collect(place, plan, digests, directory)
+    assert not list(directory.glob("*/*"))
+    assert results.render(plan, digests, results.read(directory)).count("not run") == 2
+
+
+class Failing:
+    """Every run ends with this status."""
+
+    stopped = False
+
+    def __init__(self, status):
+        self.status, self.calls = status, []
+
+    def call(self, command, arguments):
+        self.calls.append((command, arguments))
+        return self.status, f"exit status {self.status}: too | bad"
+
+
+def test_a_failed_run_is_marked_and_the_others_go_on(sweep_file, tmp_path):
+    plan, place = quick_rows(sweep_file), results.epath.Path(tmp_path)
+    plan = rows.dataclasses.replace(
+        plan, rows=[plan.rows[0], rows.dataclasses.replace(plan.rows[1], changes={}, name="b")]
+    )
+    for status in (1, 134):
+        children = Failing(status)
+        assert sweep.Sweeper(plan, place, children).run(finish=True) == 1
+        assert [command for command, _ in children.calls] == ["main", "main"]  # tried anew
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("| failed ") == 2
+    assert "seed 0 failed: exit status 134: too \\| bad" in table
+    # One that was stopped from outside stops the sweep.
+    children = Failing(75)
+    assert sweep.Sweeper(plan, place, children, time.monotonic() + 90).run(finish=True) == 75
+    assert len(children.calls) == 1
+    assert children.calls[0][1][-1].startswith("--config.stop_after_minutes=1.")
+
+
+def test_the_line_that_says_why(monkeypatch, tmp_path, capfd):
+    """A process's own line, and its status."""
+    (tmp_path / "ferjax").mkdir()
+    (tmp_path / "ferjax" / "broken.py").write_text(
+        "import sys\nprint('10%\\r20%\\nferjax: no room\\nlast', file=sys.stderr)\nsys.exit(3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    with sweep._Children() as children:
+        assert children.call("broken", []) == (3, "exit status 3: no room")
+    assert "20%" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_sound(path):
+    """Each row's config is valid, and has one seed for the labels of all rows."""
+    for cpu in (True, False):
+        loaded = rows.load(path, cpu=cpu)
+        assert loaded.rows
+        for row in loaded.rows:
+            assert row.source or row.published is None, row.name
+            # What differs from a row that was looked at in its labels alone is as sound.
+            changes = {k: v for k, v in row.changes.items() if not k.startswith("data.lab")}
+            key = (row.config, str(changes))
+            if key not in SOUND:
+                config = rows.configuration(row, 2, loaded.root)
+                assert config.seed == config.data.split_seed == 2
+                SOUND.add(key)
+
+
+def test_a_rows_flags_make_its_config(monkeypatch):
+    """What `ferjax.main` is given parses to what the sweep takes the run for."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    loaded = rows.load(ROOT / "configs/sweeps/labels_per_class.py")
+    for row in (loaded.rows[0], rows.shrink(loaded.rows[-1], loaded.root)):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", flag_values=values, lock_config=False, accept_new_attributes=True
+        )
+        monkeypatch.chdir(loaded.root)
+        # These flags read what they override from there.
+        monkeypatch.setattr(sys, "argv", ["main", *rows.arguments(row, 3, loaded.root)])
+        values(sys.argv)
+        path, _, variant = row.config.partition(":")
+        original = configs.from_file(path, variant).to_dict()
+        given = configs.switch_modules(values.config.to_dict(), original)
+        assert configs.finalize(given) == rows.configuration(row, 3, loaded.root)
+
+
+def test_steps_become_whole_epochs():
+    """70 labels make 2 steps of 64; FixMatch's 28,639 others make 64 of 448."""
+    loaded = rows.load(ROOT / "configs/sweeps/labels_per_class.py")
+    of = {row.name: rows.configuration(row, 0, loaded.root) for row in loaded.rows}
+    assert of["supervised_10_a_class"].epochs == 2**15 // 2
+    assert of["supervised_10_a_class"].evaluate.every_epochs == 256
+    assert of["fixmatch_10_a_class"].epochs == 2**15 // 64
+
+
+def test_a_digest_names_what_is_trained():
+    base = configs.base().to_dict()
+
+    def digest(**changes):
+        return rows.digest(configs.finalize(rows._updated(base, changes)))
+
+    same = {"seed": 3, "data.split_seed": 3, "data.source": "x", "log_every": 3, "name": "y"}
+    assert digest(**same) == digest()
+    others = [{"epochs": 9}, {"algorithm.mu": 3}, {"views.weak.flip": 0.0}]
+    assert len({digest(), *(digest(**other) for other in others)}) == 4
+    # A default that is written down is the default.
+    assert digest(**{"algorithm.mu": 7}) == digest()
+    # Of a path its last part: it is the same run on another machine.
+    paths = [digest(**{"init_from": f"{place}/runs/a"}) for place in ("/home/x", "/root")]
+    assert paths[0] == paths[1] != digest()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--sweep is missing"),
+        (["--sweep=nowhere.py"], "nowhere.py is not a sweep file"),
+        (["--sweep=configs/quickstart.py"], "defines no get_sweep"),
+        (["--sweep=configs/sweeps/seed_augmentation.py", "--only=x"], "no row has this name"),
+        (["--sweep=configs/sweeps/seed_augmentation.py", "--only=("], "not a regular expression"),
+        (["--sweep=configs/sweeps/seed_augmentation.py", "--seeds=a"], "--seeds=a: whole numbers"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_wrong_flags(args, message, monkeypatch):
+    given = dict(arg.removeprefix("--").split("=") for arg in args)
+    usual = {"sweep": "", "only": "", "cpu": False, "quick": False}
+    given |= {"seeds": given.get("seeds", "").split(",") if "seeds" in given else []}
+    monkeypatch.setattr(sweep, "FLAGS", types.SimpleNamespace(**usual | given))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        sweep.main()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ('Row("a", "c.py"), Row("a", "c.py")', "names are unique"),
+        ('Row("a/b", "c.py")', "names are unique"),
+        ('Row("a", "c.py", seeds=())', "no seeds"),
+        ('Row("a", "c.py", beats="b")', "which is no row"),
+    ],
+)
+def test_wrong_rows(changes, message, tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        f"from ferjax.rows import *\ndef get_sweep(cpu):\n    return Sweep('x', [{changes}])\n"
+    )
+    with pytest.raises(UserError, match=message):
+        rows.load(path)
+
+
+def test_a_row_whose_config_is_wrong_is_named(tmp_path):
+    row = rows.Row("few", "configs/supervised.py:cpu", {"algorithm.treshold": 0.5})
+    with pytest.raises(UserError, match=r"row few: config\.algorithm\.treshold is not a key"):
+        rows.configuration(row, 0, ROOT)
+    row = rows.Row("few", "configs/nothing.py")
+    with pytest.raises(UserError, match=r"row few: .*nothing\.py is not a config file"):
+        rows.configuration(row, 0, ROOT)
+
+
+def test_minutes_over_several_starts():
+    """A row's clock is that of its start."""
+    clocks = [10.0, 60.0, 5.0, 35.0, 1.0]
+    assert results._seconds([{"seconds": c} for c in clocks]) == 60 + 35 + 1
+
+
+def test_the_committed_table_is_what_the_summaries_say():
+    """RESULTS.md was not typed."""
+    path = ROOT / "RESULTS.md"
+    if not path.exists():
+        pytest.skip("no RESULTS.md beside the tests")
+    plan = rows.load(ROOT / "configs/sweeps/results.py")
+    found = results.read(results.epath.Path(ROOT / "results"))
+    assert path.read_text() == results.render(plan, results._digests(plan), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_runs(path, tmp_path, data_dir):
+    """All rows, each for seconds."""
+    done = subprocess.run(
+        command(path, tmp_path, "--cpu"), cwd=ROOT, env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "not run" not in (tmp_path / "table.md").read_text()
