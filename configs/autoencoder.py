@@ -10,7 +10,9 @@ python -m ferjax.main --config=configs/fixmatch.py:cpu --config.init_from=runs/a
 The accuracy that it reports is that of a classifier on features which no label has shaped
 (ferjax/algorithms/autoencoder.py).
 
-Result: not measured yet.
+Result: not measured yet on FER2013. A first look on synthetic faces speaks against it: configs/
+quickstart.py, supervised, 280 labels, 24 epochs, seed 0 reached 70 % on public_test from 108 steps
+of this (noise .3) and 84 % from random weights.
 """
 
 from pathlib import Path

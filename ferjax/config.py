@@ -33,6 +33,8 @@ FREE_KEYS = (
     "data.ferplus_source",
     "data.data_dir",
     "data.split_file",
+    "data.pipeline",
+    "data.workers",
     "parallel",
     "steps_per_call",
     "stop_after_steps",
@@ -89,6 +91,8 @@ def base() -> ConfigDict:
                 "ferplus_source": "",  # fer2013new.csv; else FERPLUS_SOURCE; else downloaded
                 "sampling": "uniform",  # of labelled images: uniform | balanced: classes in turn
                 "illumination": "none",  # none | equalize | clahe | standardize (each view)
+                "pipeline": "auto",  # auto | device: images in its memory | stream: from disk
+                "workers": -1,  # processes that read a stream; 0: threads; -1: half the cores
                 "crop": 0,  # side of the part that a view shows: any in training, else the middle
                 "image_size": 0,  # side of a view in pixels; 0: that of the data, or of its crop
                 "channels": 1,  # of a view; grey is repeated
@@ -343,6 +347,7 @@ def _check_ranges(c: dict[str, Any]) -> None:
             "ferplus8_majority",
         ),
         "data.clean": ("none", "leaks", "strict"),
+        "data.pipeline": ("auto", "device", "stream"),
         "data.sampling": ("uniform", "balanced"),
         "data.illumination": ("none", "equalize", "clahe", "standardize"),
     }
@@ -366,6 +371,8 @@ def _check_ranges(c: dict[str, Any]) -> None:
     for key in not_negative:
         if flat[key] < 0:
             raise UserError(f"config.{key}={flat[key]}: it must not be negative")
+    if c["data"]["workers"] < -1:
+        raise UserError(f"config.data.workers={c['data']['workers']}: it must be -1 or more")
     if c["seed"] >= 2**32:
         raise UserError(f"config.seed={c['seed']}: it must be below 2^32")
     for key in ("ema_decay", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):

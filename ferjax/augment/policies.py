@@ -240,12 +240,12 @@ def _render(
         sample = geometric.warp
         if policy.aligned:
             sample = functools.partial(geometric.warp_aligned, whole=policy.whole and same)
-        move = _move(policy, numbers, ops, h, w)
+        window, move = _window(policy, numbers, h, w), _move(policy, numbers, ops, h, w)
         if crop:
             move @= _part(policy, numbers, h, w, crop)
         pixels = sample(
             images,
-            _window(policy, numbers, h, w),
+            window,
             move,
             size=side,
             fill=policy.fill,

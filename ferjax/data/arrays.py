@@ -5,6 +5,7 @@ TensorFlow. A set that is not prepared yet is prepared first.
 """
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ferjax.config import UserError, find
 from ferjax.data.builder import ArrayBuilder, damaged, split_digest
+from ferjax.data.stream import Joined, Records
 
 log = logging.getLogger("ferjax")
 
@@ -30,12 +32,13 @@ class Split:
     """One split, in official row order.
 
     Attributes:
-        images: uint8 [N, H, W, C], 0-255.
+        images: uint8 [N, H, W, C], 0-255; or `stream.Records`, which has a `shape` and gives such
+            arrays when it is indexed with positions.
         labels: int32 [N], indices into the data set's class names; -1 where it is not known.
         rows: int32 [N], the official row of each image, ascending.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     rows: np.ndarray
 
@@ -93,9 +96,10 @@ def load(
     data_dir: str = "",
     splits: Sequence[str] = ("train", "public_test"),
     optional: Sequence[str] = (),
+    room: float = math.inf,
     **builder_kwargs: Any,
 ) -> Dataset:
-    """Reads splits of a data set into memory, preparing the set first where it is not.
+    """Reads splits of a data set, preparing the set first where it is not.
 
     Args:
         name: see `builder`.
@@ -103,6 +107,8 @@ def load(
         data_dir: see `builder`.
         splits: the splits to read.
         optional: more of them, as far as the set has them.
+        room: bytes of memory for the images of "train" and "unlabeled"; if they need more, they
+            stay on disk.
         **builder_kwargs: handed to the builder.
 
     Raises:
@@ -113,16 +119,22 @@ def load(
         log.info("preparing %s in %s", name, made.data_path)
     made.download_and_prepare()
     there = [split for split in optional if split in made.info.splits]
-    return read(made, (*splits, *there), name)
+    large = [split for split in (*splits, *there) if split in ("train", "unlabeled")]
+    shape = made.info.features["image"].shape
+    size = sum(made.info.splits[split].num_examples for split in large) * math.prod(shape)
+    return read(made, (*splits, *there), name, on_disk=large if size > room else ())
 
 
-def load_unlabeled(source: str, shape: Sequence[int], *, data_dir: str = "") -> Dataset:
+def load_unlabeled(
+    source: str, shape: Sequence[int], *, data_dir: str = "", room: float = math.inf
+) -> Dataset:
     """All pictures of a folder or CSV as one split `unlabeled`, in the form of other images.
 
     Args:
         source: `image_folder:DIR`, or `image_folder/detect:DIR` to cut faces out first.
         shape: (H, W, C) of the images wanted.
         data_dir: see `builder`.
+        room: see `load`.
 
     Returns:
         A set whose rows start at `OTHER_ROWS`, so that no other set has them.
@@ -142,7 +154,7 @@ def load_unlabeled(source: str, shape: Sequence[int], *, data_dir: str = "") -> 
         raise UserError(f"config.data.unlabeled_source: {height} x {width} is no square")
     form = f"{height}_{'grey' if channels == 1 else 'rgb'}" + f"_{words}" * bool(words)
     name = f"{module}/{form}_unlabeled"
-    loaded = load(name, source=folder, data_dir=data_dir, splits=("unlabeled",))
+    loaded = load(name, source=folder, data_dir=data_dir, splits=("unlabeled",), room=room)
     split = loaded.splits["unlabeled"]
     moved = replace(split, rows=split.rows + np.int32(OTHER_ROWS))
     return replace(loaded, splits={"unlabeled": moved})
@@ -154,20 +166,25 @@ def join(labeled: Split, *unlabeled: Split) -> Split:
         return labeled
     every = (labeled, *unlabeled)
     hidden = [np.full(len(split), -1, np.int32) for split in unlabeled]
+    images = [split.images for split in every]
+    resident = all(isinstance(some, np.ndarray) for some in images)
     return Split(
-        np.concatenate([split.images for split in every]),
+        np.concatenate(images) if resident else Joined(images),
         np.concatenate([labeled.labels, *hidden]),
         np.concatenate([split.rows for split in every]),
     )
 
 
-def read(made: ArrayBuilder, splits: Sequence[str], name: str = "") -> Dataset:
+def read(
+    made: ArrayBuilder, splits: Sequence[str], name: str = "", *, on_disk: Sequence[str] = ()
+) -> Dataset:
     """Reads splits of a prepared data set.
 
     Args:
         made: its builder.
         splits: the splits to read.
         name: what the data set is called; empty: the builder's name.
+        on_disk: those of `splits` whose images are not read yet: `stream.Records`.
 
     Raises:
         UserError: an unknown split, or records that changed on disk.
@@ -180,11 +197,21 @@ def read(made: ArrayBuilder, splits: Sequence[str], name: str = "") -> Dataset:
         return Dataset(
             name=name,
             class_names=tuple(made.info.features["label"].names),
-            splits={split: _read(made, split) for split in splits},
+            splits={
+                split: _on_disk(made, split) if split in on_disk else _read(made, split)
+                for split in splits
+            },
             digest=made.info.metadata["digest"],
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # ArrayRecord, TFDS, NumPy
         raise damaged(made.data_path, error) from error
+
+
+def _on_disk(made: ArrayBuilder, name: str) -> Split:
+    """One split of which only labels and rows are read."""
+    paths = [str(path) for path in made.info.splits[name].filepaths]
+    records = Records(paths, made.info.features["image"].shape)
+    return Split(records, records.labels, records.rows)
 
 
 def _read(made: ArrayBuilder, name: str) -> Split:

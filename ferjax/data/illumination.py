@@ -11,17 +11,19 @@ Whole images are corrected, once, when training loads them and before a trained 
 (`load.py`). Data sets on disk, digests, the audit and cleaning keep the original pixels.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 
 CLIP_LIMIT, TILES = 2.0, (4, 4)
 
 
-def apply(images: np.ndarray, kind: str) -> np.ndarray:
+def apply(images: Any, kind: str) -> Any:
     """Corrects images.
 
     Args:
-      images: uint8 [N, H, W, C], C 1 or 3 (red, green, blue).
+      images: uint8 [N, H, W, C], C 1 or 3 (red, green, blue); or `stream.Records`.
       kind: "none", "equalize", "clahe" or "standardize".
 
     Returns:
@@ -29,6 +31,8 @@ def apply(images: np.ndarray, kind: str) -> np.ndarray:
     """
     if kind in ("none", "standardize"):
         return images
+    if not isinstance(images, np.ndarray):  # on disk: corrected when they are read
+        return images.treated(kind)
     # A CLAHE object may not be shared between threads: one a call.
     correct = cv2.equalizeHist
     if kind == "clahe":

@@ -6,6 +6,7 @@ is no order to save, and a run resumes at any step; only the pixels travel with 
 """
 
 import functools
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,10 @@ class Joined:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def treated(self, treatment: str) -> "Joined":
+        """See `Records.treated`."""
+        return Joined([illumination.apply(source, treatment) for source in self._sources])
+
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         """See `Records.__getitem__`."""
         positions = np.asarray(positions)
@@ -112,10 +117,8 @@ class Stream:
       images: `Records` or `Joined`.
       share: what this process takes of `shares` equal, consecutive parts of a batch.
       first, end: the steps first ... end - 1 will be taken, in order.
-      workers: processes that read and decode; 0: threads of this one.
-
-    Attributes:
-      waited: seconds for which `take` had to wait.
+      workers: processes that read and decode; 0: threads of this one; -1: half of the cores' number
+        of processes, at most 8.
 
     Raises:
       UserError: Grain is not installed.
@@ -140,6 +143,8 @@ class Stream:
             ) from None
         load = functools.partial(_load, dict(batches), images, share, shares)
         steps = grain.MapDataset.range(first, end).map(load)
+        if workers < 0:
+            workers = max(1, min(8, (os.cpu_count() or 1) // 2))
         if workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
             options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_AHEAD)
@@ -150,14 +155,22 @@ class Stream:
                 grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * _AHEAD)
             )
         self._iterator = iter(found)
-        self.waited = 0.0
+        self._waited, self._began = 0.0, 0.0
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """The images of the next `count` steps: uint8 [count, n, H, W, C] by part of the batch."""
-        began = time.monotonic()
+        asked = time.monotonic()
         steps = [next(self._iterator) for _ in range(count)]
-        self.waited += time.monotonic() - began
+        if self._began:
+            self._waited += time.monotonic() - asked
+        else:  # the start of the workers does not count
+            self._began = time.monotonic()
         return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time since the first `take` for which others had to wait."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9) if self._began else 0.0
 
     def close(self) -> None:
         """Ends the workers."""

@@ -1,6 +1,5 @@
 """What a config and a workdir become: data, batches, network, step and evaluation."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from ferjax.algorithms.base import TrainingSet
 from ferjax.analysis import scores
 from ferjax.augment import policies
 from ferjax.config import UserError
-from ferjax.data import arrays, batches, duplicates, ferplus, illumination, splits
-from ferjax.engine import processes
+from ferjax.data import batches, splits
+from ferjax.data.stream import Stream
+from ferjax.engine import processes, training_data
 from ferjax.engine.bucket_lock import make_lock
 from ferjax.engine.checkpoint import checksums, saved
 from ferjax.engine.evaluation import make_predict
@@ -26,12 +26,10 @@ from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, any_wish, host
 from ferjax.engine.state import TrainState, build, build_view, init_state
 from ferjax.engine.step import make_call, make_step
+from ferjax.engine.training_data import SELECTION_SPLIT
 from ferjax.workdir import reason, write_errors
 
 log = logging.getLogger("ferjax")
-
-SELECTION_SPLIT = "public_test"  # every choice is made on this split, never on private_test
-TEST_SPLITS = (SELECTION_SPLIT, "private_test")  # cleaning compares pixels with both, no labels
 
 
 class Experiment:
@@ -50,47 +48,11 @@ class Experiment:
         self.config, self.workdir = config, workdir
         self.layout = Layout(config.parallel)
         self.layout.check_batch(config.batch_size, config.microbatches)
-        data = config.data
-        tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)  # as far as there
-        self.dataset = processes.once_per_host(
-            lambda: arrays.load(
-                data.name,
-                source=data.source,
-                data_dir=data.data_dir,
-                splits=("train", SELECTION_SPLIT),
-                optional=(*tests[1:], "unlabeled"),
-            )
-        )
-        own = self.dataset.splits["train"]
-        train = arrays.join(own, *self._unlabeled(own))
-        there = self.dataset.splits
-        test_images = [there[name].images for name in tests if name in there]
-        dropped = duplicates.to_drop(data.clean, train.images, train.labels, test_images)
-        self.targets = np.eye(len(self.dataset.class_names), dtype=np.float32)[own.labels]
-        self.class_names = self.dataset.class_names  # the network's; it is scored on the data's
-        if data.labels != "hard":
-            if data.name.partition("/")[0] != "fer2013":
-                raise UserError(f"config.data.labels={data.labels}: FER+ labels fer2013 only")
-            own, self.targets, nothing = processes.once_per_host(
-                lambda: ferplus.relabel(own, data.labels, data.ferplus_source, data.data_dir)
-            )
-            labels = np.append(own.labels, train.labels[len(own) :])
-            train = dataclasses.replace(train, labels=labels)
-            self.class_names = ferplus.class_names(data.labels)
-            known = np.concatenate([*dropped.values(), np.zeros(0, np.int32)])
-            dropped = {**dropped, "no_label": np.setdiff1d(nothing, known)}
-        self.targets = np.pad(self.targets, ((0, len(train) - len(own)), (0, 0)))
-        self.dataset.splits["train"] = train
-        self.subsets = splits.make(data, train.labels, train.rows, dropped)
-        for name, split in self.dataset.splits.items():
-            images = illumination.apply(split.images, data.illumination)
-            self.dataset.splits[name] = dataclasses.replace(split, images=images)
-        if counts := self.subsets.dropped:
-            log.info(
-                "clean=%s, labels=%s: %s of %s training images left out (%s)",
-                *(data.clean, data.labels, f"{sum(counts.values()):,}", f"{len(train):,}"),
-                ", ".join(f"{reason} {count:,}" for reason, count in counts.items()),
-            )
+        loaded = training_data.load(config, self.layout)
+        self.dataset, self.subsets = loaded.dataset, loaded.subsets
+        self.targets, self.class_names = loaded.targets, loaded.class_names
+        self._unlabeled_digest, self.streamed = loaded.unlabeled_digest, loaded.streamed
+        data, train = config.data, self.dataset.splits["train"]
         self.algorithm, self.model = build(config, len(self.class_names))
         for view in {*self.algorithm.labeled_views, *self.algorithm.unlabeled_views}:
             if view.split(":")[0] not in config.views:
@@ -150,22 +112,7 @@ class Experiment:
         )
         self._calls: dict[int, Any] = {}
         self._started_from = ""
-
-    def _unlabeled(self, train: arrays.Split) -> list[arrays.Split]:
-        """The images that have no label: those of the data set, and those from elsewhere."""
-        data, self.unlabeled_digest = self.config.data, ""
-        splits = self.dataset.splits
-        found = {data.source: splits.pop("unlabeled")} if "unlabeled" in splits else {}
-        if data.unlabeled_source:
-            shape = train.images.shape[1:]
-            other = processes.once_per_host(
-                lambda: arrays.load_unlabeled(data.unlabeled_source, shape, data_dir=data.data_dir)
-            )
-            self.unlabeled_digest = other.digest
-            found[data.unlabeled_source] = other.splits["unlabeled"]
-        for source, split in found.items():
-            log.info("%s images without label from %s", f"{len(split):,}", source)
-        return list(found.values())
+        self._stream: Stream | None = None  # from the first call, where images are streamed
 
     def claim_workdir(self) -> None:
         """Locks the workdir and writes config.json and split.json, or checks that they are ours.
@@ -181,7 +128,7 @@ class Experiment:
             {
                 "config": json.dumps(self.config.to_dict(), sort_keys=True),
                 "data set": self.dataset.digest,
-                "unlabelled pictures": self.unlabeled_digest,
+                "unlabelled pictures": self._unlabeled_digest,
                 "labelled subset": self.subsets.digest,
                 "version of ferjax or JAX": configs.code_version(),
                 "weights to start from": self._started_from,
@@ -202,7 +149,7 @@ class Experiment:
             for key, mine in (
                 ("digest", self.subsets.digest),
                 ("data_digest", self.dataset.digest),
-                ("unlabeled_digest", self.unlabeled_digest),
+                ("unlabeled_digest", self._unlabeled_digest),
             ):
                 if recorded.get(key, "") != mine:
                     what = "other labelled images" if key == "digest" else "other pixels or labels"
@@ -218,7 +165,7 @@ class Experiment:
                 *(self.subsets, split, train.labels, train.rows, self.dataset.digest),
                 class_names=self.class_names,
                 image_shape=train.images.shape[1:],
-                unlabeled_digest=self.unlabeled_digest,
+                unlabeled_digest=self._unlabeled_digest,
             )
             configs.save(self.config, path)
         except write_errors(self.workdir) as error:
@@ -270,14 +217,18 @@ class Experiment:
         return state
 
     def device_data(self) -> Any:
-        """The training arrays, on every device."""
-        train = self.dataset.splits["train"]
-        return self.layout.replicate({"images": train.images, "targets": self.targets})
+        """The training arrays, on every device; without the images where they are streamed."""
+        data = {"targets": self.targets}
+        if not self.streamed:
+            data["images"] = self.dataset.splits["train"].images
+        return self.layout.replicate(data)
 
     def call(
         self, state: Any, first: int, end: int, data: Any, wishes: Sequence[bool] = ()
     ) -> tuple[Any, Any, Any]:
         """Runs the steps first ... end - 1; the given state's memory is used up.
+
+        Where images are streamed, each call goes on where the last one ended.
 
         Returns:
           The new state, the steps' metrics, and which `wishes` any process had (see `Polls`).
@@ -297,7 +248,32 @@ class Experiment:
             },
             "wishes": self.layout.wishes(wishes),
         }
-        return self._calls[count](state, self.layout.shard(shard, axis=1), data)
+        shard = self.layout.shard(shard, axis=1)
+        if self.streamed:
+            images = self.layout.shard_own(self._images(first, end), axis=1)
+            shard["index"] = {n: (rows, images[n]) for n, rows in shard["index"].items()}
+        return self._calls[count](state, shard, data)
+
+    def _images(self, first: int, end: int) -> dict[str, np.ndarray]:
+        """This process's images of some steps: uint8 [steps, n, H, W, C] by part of the batch."""
+        if self._stream is None:
+            self._stream = Stream(
+                self.batches,
+                self.dataset.splits["train"].images,
+                share=self.layout.process,
+                shares=self.layout.processes,
+                first=first,
+                end=self.steps,
+                workers=self.config.data.workers,
+            )
+        return self._stream.take(end - first)
+
+    def close(self) -> None:
+        """Ends the processes that read images."""
+        if self._stream is not None:
+            log.info("training waited for images %.1f %% of the time", 100 * self._stream.waiting)
+            self._stream.close()
+            self._stream = None
 
     def rows(self, step: int) -> dict[str, list[int]]:
         """The official rows of the images of one step, by part of the batch."""

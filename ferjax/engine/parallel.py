@@ -5,6 +5,8 @@ on every device, `shard` has a leading axis over devices. This is the only file 
 """
 
 import collections
+import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +62,25 @@ class Layout:
             return jax.make_array_from_callback(parts.shape, sharding, lambda i: parts[i])
 
         return jax.tree.map(split, tree)
+
+    def shard_own(self, tree: Any, axis: int = 0) -> Any:
+        """As `shard`, given only this process's part of each array."""
+
+        def split(x: np.ndarray) -> Any:
+            parts = np.stack(np.split(x, len(self.local), axis))
+            if self.kind == "pmap":
+                return parts
+            sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+            return jax.make_array_from_process_local_data(sharding, parts)
+
+        return jax.tree.map(split, tree)
+
+    def room(self) -> float:
+        """Bytes that training images may take on each device: a quarter of its memory."""
+        if self.platform != "cpu":
+            memory = self.local[0].memory_stats() or {}
+            return memory.get("bytes_limit", math.inf) / 4
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 4 / len(self.local)
 
     def wrap(self, function: Callable, *, donate: bool = False) -> Callable:
         """`function(state, shard, shared) -> replicated`, compiled for all devices.

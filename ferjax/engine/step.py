@@ -97,12 +97,13 @@ def make_step(
         return seen % 2 + (starts % 2).astype(jnp.int32)
 
     def part(
-        name: str, wanted: tuple[str, ...], rows: jax.Array, key: Any, state: TrainState, data: Any
+        name: str, wanted: tuple[str, ...], chosen: Any, key: Any, state: TrainState, data: Any
     ) -> Part:
+        rows, images = chosen if isinstance(chosen, tuple) else (chosen, data["images"][chosen])
         position = jax.lax.axis_index(AXIS) * rows.shape[0] + jnp.arange(rows.shape[0])
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
-        images, target = data["images"][rows], data["targets"][rows]
+        target = data["targets"][rows]
         # Targets keep full precision: soft ones must still sum to 1.
         bare = Part({}, target.astype(full), jnp.ones(rows.shape, full), rows, keys)
         more = (turns(state, position, rows, passes[name]),) if passes else ()

@@ -17,10 +17,11 @@ from ferjax.analysis import scores
 from ferjax.config import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, write_json
 from ferjax.engine.checkpoint import Checkpoints, restore_latest
 from ferjax.engine.evaluation import Interrupted
-from ferjax.engine.experiment import SELECTION_SPLIT, Experiment
+from ferjax.engine.experiment import Experiment
 from ferjax.engine.metrics import Recorder, Writer, count_parameters, parameter_table
 from ferjax.engine.parallel import Polls, host
 from ferjax.engine.profiler import Profiler
+from ferjax.engine.training_data import SELECTION_SPLIT
 
 log = logging.getLogger("ferjax")
 
@@ -43,6 +44,7 @@ def train(config: FrozenConfigDict, workdir: epath.Path) -> int:
     with contextlib.ExitStack() as stack:
         stop_signal = stack.enter_context(_StopSignal())
         run = Experiment(config, workdir)
+        stack.callback(run.close)
         trainer = _Trainer(run, stop_signal, stack)
         going = True
         if trainer.unscored:  # its evaluation was cut off
@@ -226,8 +228,9 @@ def _introduce(run: Experiment, state: Any) -> None:
     for line in run.layout.describe():
         log.info("%s", line)
     log.info(
-        "data: %s, %s labelled and %s unlabelled images; split %s",
+        "data: %s, %s labelled and %s unlabelled images, %s; split %s",
         *(config.data.name, f"{len(run.subsets.labeled):,}", f"{unlabeled:,}"),
+        "streamed from disk" if run.streamed else "in the devices' memory",
         run.subsets.digest[:12],
     )
     log.info(

@@ -47,8 +47,7 @@ class Layer(NamedTuple):
       entry: what it is, in the words of cnn.py.
       run: (h, train, keys) -> h, without the normalisation.
       rung: its name if the result is normalised.
-      norm: the BatchNorm for it; None if there is none yet.
-      keeps: whether it never gets one.
+      norm: the BatchNorm for it, if the network has one; `keeps`: it never gets one.
     """
 
     entry: cnn.Entry

@@ -115,7 +115,7 @@ def experiment(monkeypatch, workdir, clean):
             "p", whole.class_names, {n: whole.splits[n] for n in splits}, "d" * 64
         )
 
-    monkeypatch.setattr("ferjax.engine.experiment.arrays.load", load)
+    monkeypatch.setattr("ferjax.data.arrays.load", load)
     c = configs.base()
     c.batch_size = 4
     c.algorithm = {"name": "supervised"}

@@ -179,7 +179,7 @@ def experiment(monkeypatch, workdir, source, **data):
         made = {n: arrays.Split(images[p], labels[p], rows[p]) for n, p in parts.items()}
         return arrays.Dataset("fer2013", ferplus.EMOTIONS, made, "d" * 64)
 
-    monkeypatch.setattr("ferjax.engine.experiment.arrays.load", load)
+    monkeypatch.setattr("ferjax.data.arrays.load", load)
     c = configs.base()
     c.batch_size = 4
     c.algorithm = {"name": "supervised"}
