@@ -95,6 +95,8 @@ class Setup:
             )
             for name in config.views
         }
+        third = max(images // 3, 1)
+        alternate = any(view.flip_style == "alternate" for view in config.views.values())
         self.step = make_step(
             self.model,
             self.algorithm,
@@ -106,11 +108,12 @@ class Setup:
             dtype=jnp.dtype(config.dtype),
             microbatches=config.microbatches,
             loops=self.layout.platform != "cpu",
+            class_counts=[third / CLASSES] * CLASSES,
+            passes={"labeled": third, "unlabeled": images - third} if alternate else None,
         )
         self.labeled = config.batch_size
         self.unlabeled = self.algorithm.mu * config.batch_size
         rows = np.arange(images)
-        third = max(images // 3, 1)
         self.batches = {"labeled": Batches(rows[:third], self.labeled, config.seed, "labeled")}
         if self.unlabeled:
             self.batches["unlabeled"] = Batches(
@@ -125,7 +128,7 @@ class Setup:
 
     def init_state(self) -> Any:
         """The state before step 0, as host arrays."""
-        size = self.config.data.image_size or self.side
+        size = self.config.data.image_size or self.config.data.crop or self.side
         state = init_state(
             self.model,
             self.algorithm,

@@ -31,6 +31,7 @@ UNUSED = {
     "brightness": 0.0,
     "contrast": 0.0,
     "erase": 0.0,
+    "flip_style": "random",
 }
 
 

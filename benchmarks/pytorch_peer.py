@@ -173,6 +173,18 @@ class Peer:
             )
         if config["optimizer"]["clip_norm"]:
             raise UserError("the PyTorch peer does not clip: leave config.optimizer.clip_norm at 0")
+        plain = {
+            "algorithm.criterion": "cross_entropy",
+            "algorithm.label_smoothing": 0.0,
+            "algorithm.mixup": 0.0,
+            "algorithm.weighting": "none",
+            "algorithm.logit_adjustment": 0.0,
+            "data.crop": 0,
+        }
+        for key, off in plain.items():
+            section, name = key.split(".")
+            if config[section].get(name, off) != off:
+                raise UserError(f"the PyTorch peer has no {key}: leave it at {off}")
         self.views = {k: PillowView(v, config["data"]) for k, v in config["views"].items()}
         self.config = config
         cores = len(os.sched_getaffinity(0))

@@ -96,7 +96,7 @@ class Step(common.Setup):
 
     def init_state(self) -> TrainState:
         """A state of the right shapes and random weights: real ones take seconds to compile."""
-        size = self.config.data.image_size or self.side
+        size = self.config.data.image_size or self.config.data.crop or self.side
         state = jax.eval_shape(
             lambda seed: fresh_state(
                 self.model,

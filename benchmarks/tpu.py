@@ -79,6 +79,7 @@ def in_subprocess(argv: Sequence[str], topology: str) -> dict[str, Any]:
         "PYTHONPATH": os.pathsep.join([os.environ["FERJAX_LIBTPU"], *filter(None, sys.path)]),
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is there to be shared
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
     done = subprocess.run(

@@ -16,7 +16,7 @@ from ferjax import config as configs
 from ferjax.analysis import calibration, figures, page, scores, training_curves
 from ferjax.analysis.reliability import Bin, reliability
 from ferjax.augment import policies
-from ferjax.data import splits
+from ferjax.data import illumination, splits
 from ferjax.data.arrays import Dataset
 from ferjax.data.builder import encode_png
 from ferjax.engine.metrics import read_rows
@@ -229,13 +229,16 @@ class Report:
         chosen = [int(np.flatnonzero(split.labels == c)[0]) for c in np.unique(split.labels)[:3]]
         images, names, shown = split.images[chosen], self._classes(), []
         made = {"original": images}
+        data = self.config.data
+        seen = illumination.apply(images, data.illumination)
+        own = data.illumination == "standardize"  # then no mean and deviation leads back to levels
+        std, mean = (0.25, 0.5) if own else (np.asarray(data.std), np.asarray(data.mean))
         for name in self.config.views:
             policy = policies.Policy(**configs.section(self.config.views, name))
             view = jax.jit(build_view(self.config, policy))
             for i in range(2):
                 keys = jax.random.split(jax.random.key(i), len(images))
-                x = np.asarray(view(images, keys), np.float64)
-                x = x * np.asarray(self.config.data.std) + np.asarray(self.config.data.mean)
+                x = np.asarray(view(seen, keys), np.float64) * std + mean
                 made[f"{name} {i + 1}"] = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
         for place, row in enumerate(chosen):
             true = names[split.labels[row]]

@@ -9,6 +9,7 @@ at 10-20 GFLOP/s, where Eigen's kernel reaches 60-150.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,25 @@ def _tiles(x: jax.Array, window: int) -> jax.Array:
     return x[:, : h * window, : w * window].reshape(n, h, window, w, window, c)
 
 
+@jax.custom_jvp
+def _largest(tiles: jax.Array) -> jax.Array:
+    """Maximum over the axes 2 and 4; equal largest values share the gradient, as in `jnp.max`.
+
+    A compiler that computes `tiles` anew for the gradient may round it in another way and find no
+    value equal to the maximum. `jnp.max` would then divide by 0; here such a tile passes nothing.
+    """
+    return tiles.max((2, 4))
+
+
+@_largest.defjvp
+def _largest_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (tiles,), (tangent,) = primals, tangents
+    result = _largest(tiles)
+    chosen = (tiles == result[:, :, None, :, None]).astype(tiles.dtype)
+    count = jnp.maximum(chosen.sum((2, 4)), 1)
+    return result, (tangent * chosen).sum((2, 4)) / count
+
+
 def max_pool(x: jax.Array, window: int, stride: int | None = None, padding: int = 0) -> jax.Array:
     """Largest value of each window of x [N, H, W, C].
 
@@ -133,7 +153,7 @@ def max_pool(x: jax.Array, window: int, stride: int | None = None, padding: int 
     """
     stride = stride or window
     if stride == window and not padding:
-        return _tiles(x, window).max((2, 4))
+        return _largest(_tiles(x, window))
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return lax.reduce_window(
         x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads

@@ -119,6 +119,7 @@ def test_refusals(path, config):
         scaling.main([f"--config={path}", "--axes=depth"])
 
 
+@pytest.mark.slow
 def test_command_prints_rows_table_and_figure(path, tmp_path):
     """With one CPU device, so that the axis `devices` needs a process of its own."""
     root, picture = Path(scaling.__file__).parent, tmp_path / "figure.png"

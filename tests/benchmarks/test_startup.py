@@ -37,6 +37,7 @@ def programs(cache: Path) -> set[str]:
     return {file.name for file in cache.iterdir() if not file.name.endswith("-atime")}
 
 
+@pytest.mark.slow
 def test_starts_are_cold_then_warm_then_resumed(data_dir, path, tmp_path, monkeypatch):
     arrays.load("synthetic_faces/tiny")
     cached, lines = [], []

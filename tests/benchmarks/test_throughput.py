@@ -51,6 +51,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_run_beside_the_peer(path: Path):
     pytest.importorskip("torch")
     flags = ["--peer=pytorch", "--steps=3", "--rounds=2", "--images=48", "--side=16", "--table"]

@@ -341,6 +341,7 @@ def serve():
         server.server_close()
 
 
+@pytest.mark.slow
 def test_download_of_an_archive_at_full_size(serve, tmp_path, monkeypatch):
     monkeypatch.delenv("FER2013_SOURCE", raising=False)
     # FER2013.md's class table, in rows; one grey level a class is image enough.

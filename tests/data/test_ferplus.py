@@ -161,12 +161,12 @@ def test_downloaded_once_checked_and_kept(small, tmp_path, monkeypatch):
     first, again = (ferplus.load("", str(tmp_path / "data")) for _ in range(2))
     np.testing.assert_array_equal(first.counts, again.counts)
     assert asked == [ferplus.URL]
-    assert [p.name for p in (tmp_path / "data" / "ferplus8").iterdir()] == ["fer2013new.csv"]
+    assert [p.name for p in (tmp_path / "data" / "ferplus").iterdir()] == ["fer2013new.csv"]
 
     small.write_text(small.read_text().replace("0,10,0", "10,0,0", 1))
     with pytest.raises(UserError, match="not the published votes"):
         ferplus.load("", str(tmp_path / "other"))
-    assert list((tmp_path / "other" / "ferplus8").iterdir()) == []
+    assert list((tmp_path / "other" / "ferplus").iterdir()) == []
 
 
 def experiment(monkeypatch, workdir, source, **data):

@@ -80,7 +80,7 @@ def test_training_and_prediction_see_the_same_pixels(data_dir, tmp_path, monkeyp
         compared.append((images, *tests))
         return {}
 
-    monkeypatch.setattr("ferjax.engine.experiment.duplicates.to_drop", to_drop)
+    monkeypatch.setattr("ferjax.engine.training_data.duplicates.to_drop", to_drop)
     run = Experiment(config("equalize"), tmp_path / "run")
     for name in ("train", "public_test"):
         expected = illumination.apply(raw[name].images, "equalize")

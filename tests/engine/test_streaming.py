@@ -78,4 +78,5 @@ def test_what_does_not_fit_is_streamed(data_dir, tmp_path, monkeypatch):
         make("stream", tmp_path, clean="leaks")
     with pytest.raises(UserError, match=r"config\.data\.workers=-2"):
         make_config(data={"workers": -2})
+    monkeypatch.undo()
     assert parallel.Layout().room() > 1e6
