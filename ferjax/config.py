@@ -93,7 +93,7 @@ def base() -> ConfigDict:
                 "illumination": "none",  # none | equalize | clahe | standardize (each view)
                 "pipeline": "auto",  # auto | device: images in its memory | stream: from disk
                 "workers": -1,  # processes that read a stream; 0: threads; -1: half the cores
-                "crop": 0,  # side of the part that a view shows: any in training, else the middle
+                "crop": 0,  # side of what a view shows: any part in training, else the middle
                 "image_size": 0,  # side of a view in pixels; 0: that of the data, or of its crop
                 "channels": 1,  # of a view; grey is repeated
                 "mean": (0.5077,),  # per channel (or one for all), of pixels / 255

@@ -10,7 +10,6 @@ from etils import epath
 from ferjax.analysis import calibration, robustness, scores
 from ferjax.augment import corruptions, tta
 from ferjax.config import UserError
-from ferjax.data import duplicates
 from ferjax.data.ferplus import CLASSES
 from ferjax.evaluate_targets import Target
 from ferjax.load import Trained
@@ -104,9 +103,11 @@ def label_set_lines(found: dict[str, dict[str, Any]], total: int) -> list[str]:
 
 def fresh(train: np.ndarray, images: np.ndarray) -> np.ndarray:
     """bool [N]: whether no training image is an exact copy of the image; uint8 [., H, W, C]."""
-    # The id of an image is its first place: below len(train) where training holds a copy.
-    ids = duplicates.exact_ids(np.concatenate([train, images]))
-    return ids[len(train) :] >= len(train)
+    wanted = {image.tobytes() for image in images}
+    found: set[bytes] = set()
+    for start in range(0, len(train), 1024):  # training images may be streamed from disk
+        found |= wanted.intersection(image.tobytes() for image in train[start : start + 1024])
+    return np.array([image.tobytes() not in found for image in images], bool)
 
 
 def clean_score(kept: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The module is its own shortest form: `ferjax.load("runs/x")` is `ferjax.load.load("runs/x")`.
 """
 
+import math
 import os
 import sys
 import types
@@ -228,6 +229,7 @@ def load_data(
         source=source or recorded,
         data_dir=data_dir or config.data.data_dir,
         splits=splits,
+        room=math.inf if config.data.pipeline == "device" else Layout().room(),
     )
 
 

@@ -19,6 +19,7 @@ from ferjax import runtime
 from ferjax.command import run
 from ferjax.config import EXIT_FAILED, UserError
 from ferjax.engine.checkpoint import DamagedError
+from ferjax.engine.lock import LostLockError
 from ferjax.engine.metrics import NotFiniteError
 from ferjax.engine.train import train
 from ferjax.workdir import is_remote, log_handler, reason, workdir_path, write_errors
@@ -62,7 +63,7 @@ def main() -> int:
         log.warning(hint)
     try:
         return train(config, workdir)
-    except (NotFiniteError, DamagedError) as error:
+    except (NotFiniteError, DamagedError, LostLockError) as error:
         print(f"ferjax: {error}", file=sys.stderr)
         return EXIT_FAILED
 

@@ -202,6 +202,7 @@ def test_a_failed_run_is_marked_and_the_others_go_on(sweep_file, tmp_path):
 def test_the_line_that_says_why(monkeypatch, tmp_path, capfd):
     """A process's own line, and its status."""
     (tmp_path / "ferjax").mkdir()
+    (tmp_path / "ferjax" / "__init__.py").touch()  # else the installed package comes first
     (tmp_path / "ferjax" / "broken.py").write_text(
         "import sys\nprint('10%\\r20%\\nferjax: no room\\nlast', file=sys.stderr)\nsys.exit(3)\n"
     )

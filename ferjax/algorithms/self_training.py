@@ -93,7 +93,7 @@ class Algorithm(BaseAlgorithm):
             path = path / "eval" / "train_predictions.npz"
         try:
             teacher = soft_labels.read(path)
-        except OSError:
+        except FileNotFoundError:
             raise UserError(
                 f"{where}: {path} is not there; to write it: python -m ferjax.evaluate "
                 f"--workdir={self.predictions} --split=train --keep_predictions"

@@ -188,8 +188,10 @@ def _part(policy: Policy, numbers: jax.Array, h: int, w: int, crop: int) -> Affi
 
     It is in the middle where the policy's own crop moves the image already.
     """
-    drawn = jnp.full((numbers.shape[0], 2), 0.5) if policy.crop else numbers[:, _CROP : _CROP + 2]
-    top, left = (index(drawn[:, i], side - crop + 1) for i, side in enumerate((h, w)))
+    free = (h - crop, w - crop)
+    top, left = (index(numbers[:, _CROP + i], room + 1) for i, room in enumerate(free))
+    if policy.crop:
+        top, left = (jnp.full_like(top, room // 2) for room in free)
     return affine(
         numbers.shape[0],
         scale_x=crop / w,
@@ -285,7 +287,7 @@ def make_view(
       std: their standard deviation, likewise.
       channels: of the result; grey images are repeated, others must have as many.
       crop: side in pixels of the part of an image that a view shows, 0 for all of it: anywhere if
-        the policy is random, else the middle one.
+        the policy is random and does not crop by itself, else the middle one.
       standardize: subtract each view's own mean level and divide by its own standard deviation (of
         1 level at least), instead of `mean` and `std`.
       form: "gather", "matmul", or "auto": matmul where the step is lowered for TPU, else gather.

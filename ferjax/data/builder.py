@@ -54,6 +54,10 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     TFDS itself reads the variable only once, when it is imported.
     """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if os.fspath(chosen).startswith("gs://"):
+        raise UserError(
+            f"config.data.data_dir={chosen}: prepared data is read from a disk, give a folder"
+        )
     return Path(chosen).expanduser()
 
 

@@ -265,6 +265,7 @@ class Experiment:
                 first=first,
                 end=self.steps,
                 workers=self.config.data.workers,
+                neighbours=processes.neighbours(),
             )
         return self._stream.take(end - first)
 

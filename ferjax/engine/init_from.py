@@ -22,7 +22,6 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import FrozenConfigDict
 
-from ferjax import config as configs
 from ferjax.config import UserError
 from ferjax.data import splits
 from ferjax.engine import checkpoint
@@ -87,7 +86,6 @@ def _from_workdir(
             f"no config.json is there: give a run's workdir, or a {SUFFIX} file (of a .pth, which "
             "is a pickle, make one with torch.load and safetensors.torch.save_file)"
         )
-    configs.load(workdir / "config.json")
     try:
         chosen = checkpoint.choose(workdir, "best")
     except UserError:  # none was scored

@@ -99,7 +99,11 @@ class WorkdirLock(Lock):
             raise self.refusal(self._holder()) from None
         holder = self._holder()
         if holder.get("host") not in (None, self._me["host"]):
-            self._outwait(holder)
+            try:
+                self._outwait(holder)
+            except BaseException:
+                os.close(self._file)
+                raise
         self._write()
         self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
         self._thread.start()

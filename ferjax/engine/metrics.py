@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -88,6 +89,7 @@ class Writer:
         self, workdir: epath.Path, step: int, active: bool = True, unscored: bool = False
     ) -> None:
         self._path, self._active = workdir / "metrics.jsonl", active
+        self._owed = ""  # rows that the disk has not taken yet
         self._events = None
         self._pictured = -math.inf
         self._object: OwnedObject | None = None
@@ -137,8 +139,9 @@ class Writer:
                 with contextlib.suppress(*write_errors(self._path)):
                     self.flush()
         else:
-            with self._path.open("a") as file:
-                file.write(json.dumps(clean) + "\n")
+            self._owed += json.dumps(clean) + "\n"
+            with contextlib.suppress(OSError):  # on a full disk; a save does not come before it
+                self._append()
         if self._events is not None:
             scalars = {
                 f"{row['kind']}/{k}": v for k, v in clean.items() if isinstance(v, int | float)
@@ -168,7 +171,22 @@ class Writer:
             self._events.flush()
             self._mirror.upload()
 
+    def _append(self) -> None:
+        """Appends the rows that are owed, all or none."""
+        data = self._owed.encode()
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            end = os.fstat(file).st_size
+            if os.write(file, data) < len(data):
+                os.ftruncate(file, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(file)
+        self._owed = ""
+
     def _flush_rows(self) -> None:
+        if self._owed:
+            self._append()
         if self._object and self._written != len(self._lines):
             self._object.write("".join(self._lines))
             self._written = len(self._lines)
@@ -177,10 +195,11 @@ class Writer:
         """Flushes rows and events."""
         if self._events is not None:
             self._events.close()
-        if self._mirror:
+        if self._active:
             try:
-                self._mirror.close()
                 self._flush_rows()
+                if self._mirror:
+                    self._mirror.close()
             except write_errors(self._path) as error:
                 log.warning("the last rows are not in %s: %s", self._path, reason(error))
 

@@ -164,10 +164,18 @@ class Polls:
         """The flags to act on after a call that was given `own` and returned `any_wish`'s array."""
         if self._alone:
             return list(own)
-        self._unread.append(returned)
+        self._unread.append((returned, frozenset()))
         if len(self._unread) <= self.LATE:
             return [False] * len(own)
-        return [bool(flag) for flag in host(self._unread.popleft())]
+        returned, gone = self._unread.popleft()
+        return [bool(flag) and i not in gone for i, flag in enumerate(host(returned))]
+
+    def forget(self, place: int) -> None:
+        """The flag of this place that rides in unread calls counts no more.
+
+        All processes call this after the same call: what was asked for has been done.
+        """
+        self._unread = collections.deque((r, gone | {place}) for r, gone in self._unread)
 
 
 def host(tree: Any) -> Any:

@@ -56,7 +56,9 @@ def first(action: Callable[[], T], errors: tuple[type[Exception], ...] = (UserEr
         try:
             outcome = {"value": action()}
         except errors as error:
-            outcome = {"error": errors.index(type(error)), "message": str(error)}
+            # JSON's escapes take up to 6 bytes a character, and what is sent is cut at _MESSAGE.
+            short = str(error)[: _MESSAGE // 8]
+            outcome = {"error": errors.index(type(error)), "message": short}
     outcome = json.loads(_gather_text(json.dumps(outcome))[0])
     if "error" in outcome:
         raise errors[outcome["error"]](outcome["message"])
@@ -91,6 +93,17 @@ def once_per_host(action: Callable[[], T]) -> T:
 def hosts() -> list[str]:
     """The host of each process."""
     return _gather_text(socket.gethostname())
+
+
+def neighbours() -> int:
+    """How many of the processes are on this host."""
+    names = hosts()
+    return names.count(names[jax.process_index()])
+
+
+def least(value: float) -> float:
+    """The smallest of the processes' values, in all of them."""
+    return float(_gather(np.asarray(value, np.float32)).min())
 
 
 def require_shared(directory: epath.Path) -> None:

@@ -77,8 +77,8 @@ class _Trainer:
         self._profiler = Profiler(config.profile, workdir / "profile")
         stack.callback(self._profiler.close)
         state = run.init_state()
+        stack.callback(run.lock.release)  # does nothing without the lock
         run.claim_workdir()
-        stack.callback(run.lock.release)
         _introduce(run, state)
         meta: dict[str, Any] = {"row": {}, "best": None}
         if restored := restore_latest(workdir, state):
@@ -107,6 +107,7 @@ class _Trainer:
     def advance(self) -> tuple[bool, bool]:
         """Makes one call; returns whether all processes are to stop, and to save."""
         run, config = self._run, self._run.config
+        run.lock.check()  # a trainer that was taken over writes no more rows
         end = run.next_stop(self.step)
         now = time.monotonic()
         timed_out = 0 < config.stop_after_minutes <= (now - self._started) / 60
@@ -147,6 +148,7 @@ class _Trainer:
                 "best": self._best,
                 "unscored": self.unscored,
             }
+            self._polls.forget(1)  # else each save would be repeated for the calls in flight
             self.checkpoints.save(saved_state, meta, accuracy, self._writer.flush)
             self._saved_at = time.monotonic()
         return not self.unscored

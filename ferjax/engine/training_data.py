@@ -50,7 +50,7 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
     """
     data = config.data
     rooms = {"device": float("inf"), "stream": -1.0, "auto": layout.room()}
-    room = rooms[data.pipeline]
+    room = processes.least(rooms[data.pipeline])  # hosts' memories may differ
     tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)  # as far as there
     dataset = processes.once_per_host(
         lambda: arrays.load(
@@ -110,7 +110,7 @@ def _unlabeled(
     found = {data.source: dataset.splits.pop("unlabeled")} if "unlabeled" in dataset.splits else {}
     if data.unlabeled_source:
         shape = train.images.shape[1:]
-        left = room - int(np.prod(train.images.shape))
+        left = room - sum(int(np.prod(s.images.shape)) for s in (train, *found.values()))
         other = processes.once_per_host(
             lambda: arrays.load_unlabeled(
                 data.unlabeled_source, shape, data_dir=data.data_dir, room=left

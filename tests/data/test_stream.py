@@ -1,7 +1,11 @@
 """Streamed images against the arrays that the resident path reads."""
 
 import builtins
+import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,7 +50,7 @@ def test_joined_sources_follow_each_other(resident, records):
     np.testing.assert_array_equal(joined[some], whole[some])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_gives_each_step_its_images(resident, records, workers):
     members = {"labeled": np.arange(10), "unlabeled": np.arange(10, len(resident))}
     sizes = {"labeled": 4, "unlabeled": 8}
@@ -66,6 +70,12 @@ def test_a_stream_gives_each_step_its_images(resident, records, workers):
         with pytest.raises(StopIteration):
             share.take(1)
         share.close()
+    # Fewer steps than workers.
+    short = stream.Stream(parts, records, first=19, end=20, workers=workers)
+    np.testing.assert_array_equal(
+        short.take(1)["labeled"][0], resident.images[parts["labeled"](19)]
+    )
+    short.close()
 
 
 def test_without_grain_one_line_says_what_to_install(records, monkeypatch):
@@ -79,3 +89,37 @@ def test_without_grain_one_line_says_what_to_install(records, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install '\.\[stream\]'"):
         stream.Stream({}, records, first=0, end=1, workers=0)
+
+
+ABORTED = """
+import os, sys
+import numpy as np
+from absl import flags
+from ferjax.data import arrays, batches, stream
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    made = arrays.builder("synthetic_faces/tiny")
+    paths = [str(path) for path in made.info.splits["train"].filepaths]
+    records = stream.Records(paths, made.info.features["image"].shape)
+    part = {"labeled": batches.Batches(np.arange(8), 4, 0, "labeled")}
+    stream.Stream(part, records, first=0, end=1000, workers=1).take(1)
+    os.abort()
+"""
+
+
+def test_workers_end_with_a_trainer_that_dies(resident, tmp_path):
+    script = tmp_path / "aborted.py"
+    script.write_text(ABORTED)
+    # The pipe closes when the last process that holds it has ended.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, timeout=240
+    )
+    assert done.returncode == -signal.SIGABRT, done.stderr
+
+
+def test_a_damaged_record_is_named(records, monkeypatch):
+    monkeypatch.setattr(stream.cv2, "imdecode", lambda *_: None)
+    with pytest.raises(UserError, match="synthetic_faces"):
+        records[:2]

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import types
 import typing
 
@@ -184,3 +185,23 @@ def test_tensorboard_events_are_read_back(tmp_path):
 
 def test_count_parameters():
     assert count_parameters({"a": np.zeros((2, 3)), "b": {"c": np.zeros(4)}}) == 10
+
+
+def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch):
+    writer = Writer(tmp_path, 0)
+    real = os.write
+
+    def full(file, data):
+        return real(file, data[:5])  # what a full disk takes of it
+
+    writer.write({"kind": "train", "step": 1})
+    monkeypatch.setattr(os, "write", full)
+    writer.write({"kind": "train", "step": 2})
+    writer.write({"kind": "train", "step": 3})
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
+    with pytest.raises(OSError, match="No space left"):
+        writer.flush()
+    monkeypatch.undo()
+    writer.write({"kind": "train", "step": 4})
+    writer.close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]

@@ -1,5 +1,7 @@
 """The step trains the same model whatever the number of devices and however they are driven."""
 
+import types
+
 import harness
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 import pytest
 
 from ferjax.config import UserError
-from ferjax.engine.parallel import Layout
+from ferjax.engine.parallel import Layout, Polls
 
 CASES = [
     ("pmap", 1),
@@ -96,3 +98,18 @@ def test_batch_that_devices_do_not_divide():
     with pytest.raises(UserError, match=r"use 4$"):
         Layout("pmap").check_batch(3)
     Layout("pmap").check_batch(8)
+
+
+def test_a_flag_that_was_acted_on_is_not_acted_on_again():
+    polls = Polls(types.SimpleNamespace(processes=2))
+    saved, stopped = [], []
+    for call in range(20):
+        wishes = np.array([call == 12, call >= 5 and not saved], np.int32)
+        stop, due = polls.agree(wishes, wishes)
+        if due:
+            saved.append(call)
+            polls.forget(1)
+        if stop:
+            stopped.append(call)
+    assert saved == [7]
+    assert stopped == [14]

@@ -1,0 +1,26 @@
+"""The slides' CNN on few labels: published 40 % with a tenth of them, 49 % with 30 %.
+
+    python -m ferjax.main --config=configs/seeds/cnn_few_labels.py
+    python -m ferjax.main --config=configs/seeds/cnn_few_labels.py \\
+        --config.data.labeled=30% --config.epochs=20
+
+Supervised, as published. Ours: mild augmentation, 40 epochs (20 with 30 % of the labels). Other
+settings: configs/seeds/cnn_l2.py.
+
+Result: not measured yet.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ferjax.config import from_file
+
+
+def get_config() -> ConfigDict:
+    """The settings, for 10 % of the labels."""
+    c = from_file(Path(__file__).with_name("cnn_l2.py"))
+    c.data.labeled = "10%"
+    c.views.weak.update(flip=0.5, rotation=20.0, shift=(0.1, 0.1), zoom=(0.9, 1.1), fill="nearest")
+    c.epochs = 40
+    return c
