@@ -27,6 +27,13 @@ def run(main: Callable[[], int | None]) -> None:
     log.propagate = False
 
     def parse(argv: list[str]) -> list[str]:
+        # Help names the flags of all of ferjax's modules that the command uses.
+        for module, found in flags.FLAGS.flags_by_module_dict().items():
+            if module.startswith("ferjax"):
+                for flag in found:
+                    flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            app.usage(shorthelp=True, writeto_stdout=True, exitcode=EXIT_OK)
         try:
             rest = flags.FLAGS(argv)
             if flags.FLAGS["verbosity"].using_default_value:

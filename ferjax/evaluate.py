@@ -46,7 +46,7 @@ from ferjax.evaluate_targets import (
     training_images,
 )
 from ferjax.load import load, load_data
-from ferjax.workdir import append_text, workdir_path
+from ferjax.workdir import absolute, append_text, workdir_path
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("ferjax")
@@ -83,7 +83,7 @@ def main() -> int:
         _note_reading(contender, target, record["accuracy"])
         if other.members:
             _note_reading(other, target, record["against"]["accuracy"])
-    configs.write_json(path, record, indent=2)
+    configs.write_json(path, _joined(path, record), indent=2)
     log.info(
         "%s, step %s (%s), %s weights, tta %s, labels %s\n%s\nwritten to %s",
         *(subject.name, "+".join(str(m.step) for m in contender.members), FLAGS.checkpoint),
@@ -118,8 +118,6 @@ def _score(
     if FLAGS.folder:
         record |= {"folder": FLAGS.folder, "skipped": list(subject.skipped)}
         lines += [f"skipped: {each['image']}: {each['error']}" for each in subject.skipped]
-    if FLAGS.keep_predictions and data:
-        lines.append(f"probabilities of each image: {_keep(data, subject, contender, outputs)}")
     if len(subject.targets) > 1:
         record["label_sets"] = {target.name: summary} | {
             each.name: sections.score(contender, outputs, each)[0] for each in subject.targets[1:]
@@ -166,7 +164,17 @@ def _score(
             contender, training, subject.images, target, logits, FLAGS.probe_tree
         )
         lines += ["", table]
+    # Last, when nothing that was read can still go unnoted for an error.
+    if FLAGS.keep_predictions and data:
+        lines.append(f"probabilities of each image: {_keep(data, subject, contender, outputs)}")
     return record, lines
+
+
+def _joined(path: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record, with the further analyses of the same scores that are in the file already."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    same = ("step", "checkpoint", "weights", "labels", "workdirs", "data_digest", "accuracy")
+    return {**old, **record} if all(old.get(k) == record.get(k) for k in same) else record
 
 
 def _private() -> bool:
@@ -197,7 +205,9 @@ def _data(config: FrozenConfigDict) -> arrays.Dataset | None:
 def _load(workdirs: Sequence[epath.Path]) -> Contender:
     """The checkpoint of each run that the flag names, or all of them."""
     chosen = []
-    for workdir in workdirs:
+    for workdir in map(absolute, workdirs):  # a relative `small` is the packaged network's name
+        if not (workdir / "config.json").exists():
+            raise UserError(f"{workdir} is no run's workdir: evaluate scores and compares runs")
         names = [FLAGS.checkpoint]
         if FLAGS.checkpoint == "all":
             names = [path.name for path in checkpoint.saved(workdir)] or ["best"]
@@ -259,8 +269,10 @@ def _file_name(subject: Subject, workdirs: Sequence[epath.Path]) -> str:
         parts.append(subject.targets[0].name)
     if FLAGS.tta != "none":
         parts.append(FLAGS.tta)
-    if FLAGS.checkpoint == "all":
-        parts.append("checkpoints")
+    if FLAGS.checkpoint != "best":
+        parts.append("checkpoints" if FLAGS.checkpoint == "all" else f"at_{FLAGS.checkpoint}")
+    if FLAGS.weights != "ema":
+        parts.append(FLAGS.weights)
     if len(workdirs) > 1:
         parts.append("ensemble")
     return "_".join(parts)

@@ -173,7 +173,8 @@ def read_folder(
     if not images:
         raise UserError(f"--folder={folder}: no picture can be read, such as {found[0][0]}")
     target = Target("own", classes, np.arange(len(images)), np.array(labels, np.int32))
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in root.resolve().name)
+    whole = "_".join(root.resolve().parts[-2:])  # of two folders `test` each has its own scores
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in whole)
     return Subject(f"folder_{name}", np.stack(images), [target], skipped)
 
 

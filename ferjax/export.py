@@ -92,6 +92,8 @@ def main() -> int:
     if jax.process_index():
         return configs.EXIT_OK
     card = output.with_suffix(".md")
+    if card.exists() and not card.read_text().startswith(model_card.TITLE):
+        raise UserError(f"{card} is no model card of ours: give another --output")
     try:
         _write(output, content)
         _write(card, model_card.text(found).encode())

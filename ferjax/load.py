@@ -149,6 +149,10 @@ def read_weights(
 ) -> Weights:
     """What `load` puts onto the devices, as host arrays; see there."""
     if weights_files.is_file(workdir):
+        if (str(checkpoint), weights) != ("best", "ema"):
+            raise UserError(
+                f"{workdir} holds one set of weights: leave --checkpoint and --weights out"
+            )
         return weights_files.read(workdir)
     path = workdir_path(workdir)
     config = configs.load(path / "config.json")

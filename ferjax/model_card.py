@@ -17,6 +17,7 @@ from ferjax.data import splits
 from ferjax.engine.metrics import read_rows
 from ferjax.weights import Weights
 
+TITLE = "# Model card: "
 SELECTION, TEST = "public_test", "private_test"
 
 _FER2013 = """\
@@ -114,7 +115,7 @@ def gather(
 def text(weights: Weights) -> str:
     """The card, from `weights.facts`."""
     f, c = weights.facts, weights.config
-    title = f"# Model card: {f['name'] or f['model']}"
+    title = f"{TITLE}{f['name'] or f['model']}"
     height, width, channels = weights.image_shape
     what = (
         f"A {f['model']} network of {f['parameters']:,} parameters, trained by {f['algorithm']} "
@@ -199,8 +200,7 @@ def _scores(f: dict[str, Any], classes: tuple[str, ...]) -> str:
     if per_class:
         lines += ["", f"On {TEST if TEST in found else SELECTION}, by class:", ""]
         lines += ["| class | images | recall | precision |", "|---|---|---|---|"]
-        for name in classes:
-            row = per_class[name]
+        for name, row in per_class.items():
             share = f"{_percent(row['recall'])} | {_percent(row['precision'])}"
             lines.append(f"| {name} | {row['images']:,} | {share} |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from ferjax.config import UserError
 from ferjax.engine import checkpoint
 from ferjax.load import load, load_data
 from ferjax.report_sections import SPLIT, Report, Scored
-from ferjax.workdir import reason, workdir_path, write_errors
+from ferjax.workdir import absolute, reason, workdir_path, write_errors
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("ferjax")
@@ -45,12 +45,16 @@ def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
     data_dir = FLAGS["data.data_dir"].value or ""
     which = FLAGS.checkpoint or "best"
     try:
-        trained = load(workdir, checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
+        trained = load(
+            absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir
+        )
     except UserError:
         if FLAGS.checkpoint:
             raise
         which = "latest"  # saved, but not evaluated yet
-        trained = load(workdir, checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
+        trained = load(
+            absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir
+        )
     source = FLAGS["data.source"].value or ""
     data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
     logits = trained.logits(data.splits[SPLIT].images)

@@ -110,11 +110,11 @@ class Report:
                 first = shown
             p = self.probabilities
             tiles += [
-                (_percent(s["balanced_accuracy"]), "balanced accuracy"),
-                (_percent(s["macro_f1"]), "macro-F1"),
-                (f"{s['nll']:.3f}", "NLL, nats"),
-                (f"{s['ece']:.3f}", "ECE, 15 bins"),
-                (f"{calibration.brier(p, self.labels):.3f}", "Brier score, 0 to 2"),
+                (_percent(s["balanced_accuracy"]), "balanced accuracy, public_test"),
+                (_percent(s["macro_f1"]), "macro-F1, public_test"),
+                (f"{s['nll']:.3f}", "NLL in nats, public_test"),
+                (f"{s['ece']:.3f}", "ECE of 15 bins, public_test"),
+                (f"{calibration.brier(p, self.labels):.3f}", "Brier score (0 to 2), public_test"),
             ]
             step = self.scored.trained.step
             if self.scored.which == "best" and len(self.evals) > 1:
@@ -148,7 +148,10 @@ class Report:
                 figures.confusion(counts.tolist(), names, shares=shares),
                 caption,
             )
-            for shares, caption in ((False, "Images."), (True, "Percent of each true class."))
+            for shares, caption in (
+                (False, "Images of public_test."),
+                (True, "Percent of each true class."),
+            )
         ]
         wrong = counts - np.diag(np.diag(counts))
         largest = np.argsort(-wrong, axis=None, kind="stable")[:3]
@@ -227,7 +230,7 @@ class Report:
         assert self.scored
         split = self.scored.data.splits[SPLIT]
         chosen = [int(np.flatnonzero(split.labels == c)[0]) for c in np.unique(split.labels)[:3]]
-        images, names, shown = split.images[chosen], self._classes(), []
+        images, names, shown = split.images[chosen], self._classes(), ""
         made = {"original": images}
         data = self.config.data
         seen = illumination.apply(images, data.illumination)
@@ -241,13 +244,12 @@ class Report:
                 x = np.asarray(view(seen, keys), np.float64) * std + mean
                 made[f"{name} {i + 1}"] = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
         for place, row in enumerate(chosen):
-            true = names[split.labels[row]]
+            true, line = names[split.labels[row]], []
             for name, view_images in made.items():
                 text = f"{true}, {name}"
-                shown.append((encode_png(view_images[place]), text, page.escape(text)))
-        return page.faces(shown) + page.note(
-            "Drawn from public_test; training draws anew each step."
-        )
+                line.append((encode_png(view_images[place]), text, page.escape(text)))
+            shown += page.faces(line)
+        return shown + page.note("Drawn from public_test; training draws anew each step.")
 
     def gradcam(self) -> str:
         """Grad-CAM on an image of each class that is drawn at random."""

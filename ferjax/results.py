@@ -56,7 +56,11 @@ def main() -> int:
         for workdir in workdirs(epath.Path(given)):
             _collect(workdir, sweep, digests, directory)
     path = Path(FLAGS.output)
-    path.write_text(render(sweep, digests, read(directory)))
+    text = render(sweep, digests, read(directory))
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"--output={path} can't be written: {error.strerror}") from None
     log.info("written to %s", path)
     return EXIT_OK
 

@@ -196,7 +196,8 @@ def shrink(row: Row, root: Path) -> Row:
     if "mu" in config.algorithm:
         less["algorithm.mu"] = 1
     less |= {"model.name": "cnn", "model.layers": _QUICK_LAYERS}
-    return dataclasses.replace(row, changes={**row.changes, **less, **row.quick}, steps=0)
+    kept = {k: v for k, v in row.changes.items() if not k.startswith("model.")}
+    return dataclasses.replace(row, changes={**kept, **less, **row.quick}, steps=0)
 
 
 def changed(config: FrozenConfigDict) -> dict[str, Any]:

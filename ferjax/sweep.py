@@ -91,9 +91,14 @@ def _chosen(sweep: rows.Sweep) -> rows.Sweep:
     for row in chosen:
         row = rows.shrink(row, sweep.root) if FLAGS.quick else row
         row = dataclasses.replace(row, beats=row.beats if row.beats in names else "")
+        if FLAGS.quick:
+            row = dataclasses.replace(row, published=None, source="", reach=None, beats="")
         if seeds:
             row = dataclasses.replace(row, seeds=tuple(dict.fromkeys(map(int, seeds))))
         out.append(row)
+    if FLAGS.quick:
+        note = "Tried out for some steps on a few drawn faces: the figures mean nothing."
+        sweep = dataclasses.replace(sweep, title=f"{sweep.title}, --quick", note=note)
     return dataclasses.replace(sweep, rows=out)
 
 
@@ -188,6 +193,8 @@ class Sweeper:
             left = max(self._deadline - time.monotonic(), 1.0) / 60
             arguments.append(f"--config.stop_after_minutes={left:.4f}")
         status, reason = self._children.call("main", arguments)
+        if status != EXIT_OK and self._children.stopped:
+            status = EXIT_PREEMPTED  # stopped before it could save
         failed = "" if status in (EXIT_OK, EXIT_PREEMPTED) else reason
         self._summarize(row, seed, failed)
         return status, reason

@@ -28,6 +28,9 @@ LIGHT = {
     "second": "#b8500f",
     "third": "#1f7f47",
     "fourth": "#7b46a0",
+    "fifth": "#a3244b",
+    "sixth": "#0f7f8a",
+    "seventh": "#86690a",
     "on-accent": "#fffffe",
 }
 DARK = {
@@ -38,6 +41,9 @@ DARK = {
     "second": "#f19a5c",
     "third": "#70cd91",
     "fourth": "#c59ae9",
+    "fifth": "#f0839f",
+    "sixth": "#5cc8d1",
+    "seventh": "#d6b64a",
     "on-accent": "#10161c",
 }
 WIDTH = 4.0  # inches
@@ -185,7 +191,7 @@ def histogram(groups: Mapping[str, np.ndarray], *, x_label: str, bins: int = 20)
 def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Points [N, 2], with a colour and a marker for each class."""
     figure, axes = _axes(3.6)
-    colours = [name for name in LIGHT if name not in ("grid", "on-accent", "muted")]
+    colours = [name for name in LIGHT if name not in ("grid", "on-accent", "muted", "ink")]
     for i, name in enumerate(names):
         mine = points[labels == i]
         axes.scatter(

@@ -139,7 +139,7 @@ def table(scores: dict[str, Any]) -> str:
         lines.append(f"{name[:12]:<12}{values}{row['images']:>10,}")
     names = list(scores["per_class"])
     lines += ["", "confusion (rows: true, columns: predicted)"]
-    lines.append(" " * 12 + "".join(f"{name[:7]:>8}" for name in names))
+    lines.append(" " * 9 + "".join(f"{name[:8]:>9}" for name in names))
     for name, counts in zip(names, scores["confusion"], strict=True):
-        lines.append(f"{name[:12]:<12}" + "".join(f"{c:>8,}" for c in counts))
+        lines.append(f"{name[:8]:<9}" + "".join(f"{c:>9,}" for c in counts))
     return "\n".join(lines)
