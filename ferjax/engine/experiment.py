@@ -22,6 +22,7 @@ from ferjax.engine.bucket_lock import make_lock
 from ferjax.engine.checkpoint import checksums, saved
 from ferjax.engine.evaluation import make_predict
 from ferjax.engine.init_from import start_from
+from ferjax.engine.metrics import Packed
 from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, any_wish, host
 from ferjax.engine.state import TrainState, build, build_view, init_state
@@ -238,7 +239,8 @@ class Experiment:
             steps = make_call(self.step_function, count)
 
             def call(state: Any, shard: Any, data: Any) -> tuple[Any, Any, Any]:
-                return *steps(state, shard["index"], data), any_wish(shard["wishes"])
+                state, metrics = steps(state, shard["index"], data)
+                return state, Packed.of(metrics), any_wish(shard["wishes"])
 
             self._calls[count] = self.layout.wrap(call, donate=True)
         shard = {

@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from etils import epath
@@ -202,6 +203,48 @@ class Writer:
                     self._mirror.close()
             except write_errors(self._path) as error:
                 log.warning("the last rows are not in %s: %s", self._path, reason(error))
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed(Mapping):
+    """Metrics as one array, which is read from a device at once: name -> (sums, weights).
+
+    Reading two arrays a metric one by one took 1 ms each on a busy CPU, 5 % of a small step.
+
+    Args:
+      names: of the metrics.
+      values: [2 M, ...], the sums and weights of each in turn.
+    """
+
+    def __init__(self, names: tuple[str, ...], values: Any) -> None:
+        self._names, self._values = names, values
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, tuple[jax.Array, jax.Array]]) -> "Packed":
+        """Packs metrics of equal shapes, inside a compiled function."""
+        names = tuple(sorted(metrics))
+        return cls(names, jnp.stack([value for name in names for value in metrics[name]]))
+
+    def __getitem__(self, name: str) -> tuple[Any, Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        place = 2 * self._names.index(name)
+        return self._values[place], self._values[place + 1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[str, ...]]:
+        """For JAX."""
+        return (self._values,), self._names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Sequence[Any]) -> "Packed":
+        """For JAX."""
+        return cls(names, *values)
 
 
 class NotFiniteError(Exception):

@@ -6,17 +6,21 @@ import os
 import types
 import typing
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ferjax.engine.metrics import (
     Accumulator,
     NotFiniteError,
+    Packed,
     Recorder,
     Writer,
     count_parameters,
     read_rows,
 )
+from ferjax.engine.parallel import host
 
 
 def test_weighted_means_over_steps():
@@ -205,3 +209,15 @@ def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch):
     writer.write({"kind": "train", "step": 4})
     writer.close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_packed_metrics_are_one_array_and_come_out_as_they_went_in():
+    given = {"loss": (jnp.array([1.5, 2]), jnp.ones(2)), "hit": (jnp.array([3, 4]), jnp.zeros(2))}
+    packed = jax.jit(Packed.of)(given)
+    assert len(jax.tree.leaves(packed)) == 1
+    found = host(packed)
+    assert sorted(found) == ["hit", "loss"]
+    for name, pair in given.items():
+        for there, here in zip(pair, found[name], strict=True):
+            np.testing.assert_array_equal(here, there)
+    assert len(found) == 2
