@@ -5,8 +5,8 @@
 
 Prints one JSON line. Reads the newest trace under DIR/profile (Chrome's format, which JAX writes
 beside TensorBoard's). A device is busy while a program runs on it: on a GPU while any of its
-streams does, on a TPU by its line of operations, on a CPU while a device's thread executes. Only
-what lies between the first program's start and the last one's end counts, in milliseconds:
+streams does, on a TPU by its line of operations. The devices of a CPU count as one, busy while any
+of XLA's threads computes: their lines can't be told apart. Only what lies between the first program's start and the last one's end counts, in milliseconds:
 
     window        that time
     busy          share of it in which the device computes
@@ -28,7 +28,7 @@ import common
 
 from ferjax.config import UserError
 
-CPU_PROGRAM = "ThunkExecutor::Execute (wait for completion)"
+CPU_THREADS, CPU_WORK = "tf_XLA", "ThunkExecutor::Execute"
 Span = tuple[float, float]
 
 
@@ -84,7 +84,8 @@ def utilization(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]
         if process.startswith("/device:"):
             device = process if thread.startswith(("Stream", "XLA Ops")) else ""
         else:
-            device = f"cpu thread {event['tid']}" if event["name"] == CPU_PROGRAM else ""
+            works = thread.startswith(CPU_THREADS) and event["name"].startswith(CPU_WORK)
+            device = "cpu" if works else ""
         if device:
             spans[device].append((event["ts"], event["ts"] + event["dur"]))
     if not spans:
