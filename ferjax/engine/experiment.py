@@ -138,8 +138,8 @@ class Experiment:
         processes.require_shared(self.workdir)
         processes.first(self._claim)
 
-    def _claim(self) -> None:
-        path, split = self.workdir / "config.json", self.workdir / "split.json"
+    def _require_ours(self, path: epath.Path, split: epath.Path) -> None:
+        """Refuses a workdir with checkpoints of another run."""
         if saved(self.workdir):
             if changed := configs.differences(configs.load(path), self.config):
                 raise UserError(
@@ -158,10 +158,15 @@ class Experiment:
                         f"{split} was written for {what}: give the data (and split_file) that the "
                         "run was started with, or another --workdir"
                     )
+
+    def _claim(self) -> None:
+        path, split = self.workdir / "config.json", self.workdir / "split.json"
+        self._require_ours(path, split)
         train = self.dataset.splits["train"]
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
+            self._require_ours(path, split)  # one that was waited for may have saved meanwhile
             splits.save(
                 *(self.subsets, split, train.labels, train.rows, self.dataset.digest),
                 class_names=self.class_names,
