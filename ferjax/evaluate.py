@@ -207,7 +207,7 @@ def _load(workdirs: Sequence[epath.Path]) -> Contender:
     chosen = []
     for workdir in map(absolute, workdirs):  # a relative `small` is the packaged network's name
         if not (workdir / "config.json").exists():
-            raise UserError(f"{workdir} is no run's workdir: evaluate scores and compares runs")
+            raise UserError(f"{workdir}/config.json is not there: is {workdir} a ferjax workdir?")
         names = [FLAGS.checkpoint]
         if FLAGS.checkpoint == "all":
             names = [path.name for path in checkpoint.saved(workdir)] or ["best"]

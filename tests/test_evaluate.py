@@ -170,7 +170,8 @@ def test_a_folder_by_all_checkpoints_of_a_run(runs, tmp_path):
     args = [f"--workdir={run}", "--checkpoint=all", f"--folder={tmp_path / 'mine'}"]
     done = ferjax("evaluate", *args)
     assert done.returncode == 0, done.stderr
-    found = scored(run, "folder_mine_checkpoints")
+    name = f"folder_{tmp_path.name}_mine_checkpoints"
+    found = scored(run, name)
     both = [probabilities(each, data.images) for each in (second, first)]  # by step
     right = [(p.argmax(-1) == data.labels).mean() for p in (*both, np.mean(both, 0))]
     assert [x["accuracy"] for x in found["ensemble"]["members"]] == pytest.approx(right[:2])
@@ -179,7 +180,7 @@ def test_a_folder_by_all_checkpoints_of_a_run(runs, tmp_path):
     assert found["images"] == 70
     assert [x["image"] for x in found["skipped"]] == [str(path.parent / "zzz.png")]
     assert "zzz.png: not a picture that OpenCV reads" in done.stdout
-    assert [x.name for x in (run / "eval").iterdir()] == ["folder_mine_checkpoints.json"]
+    assert [x.name for x in (run / "eval").iterdir()] == [f"{name}.json"]
 
 
 def test_the_classes_are_known_without_the_data(runs, tmp_path):

@@ -195,7 +195,7 @@ def test_a_folder_of_pictures(tmp_path):
     (root / ".cache").mkdir()
     subject = read_folder(str(root), SEVEN, (8, 8, 1))
     target = subject.targets[0]
-    assert subject.name == "folder_my_faces"
+    assert subject.name == f"folder_{tmp_path.name}_my_faces"
     assert subject.images.shape == (3, 8, 8, 1)
     assert target.labels.tolist() == [HAPPY, SAD, SAD]
     assert [x["image"].rpartition("/")[2] for x in subject.skipped] == ["broken.jpg"]
