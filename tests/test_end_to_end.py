@@ -198,6 +198,7 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_another_method_on_the_command_line(tmp_path, data_dir):
     """What the file set for its own method does not stand in the way of another."""
     workdir = tmp_path / "run"

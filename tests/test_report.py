@@ -99,7 +99,9 @@ def test_the_report_says_what_evaluate_says(report, trained):
     card = (trained / "MODEL_CARD.md").read_text()
     assert f"{100 * scores['accuracy']:.2f} % ({low} to {high})" in card
     assert "28 labelled images of `synthetic_faces/tiny`" in card
-    counts = re.search(r"<svg[^>]*aria-label=\"Images\.\".*?</svg>", report, re.DOTALL)[0]
+    counts = re.search(
+        r"<svg[^>]*aria-label=\"Images of public_test\.\".*?</svg>", report, re.DOTALL
+    )[0]
     texts = [e.text for e in ET.fromstring(counts).iter("{http://www.w3.org/2000/svg}text")]
     numbers = [int(t) for t in texts if t and t.isdigit()]
     assert numbers == np.array(scores["confusion"]).ravel().tolist()

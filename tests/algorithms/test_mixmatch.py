@@ -60,6 +60,7 @@ def solve(images, i, mixed):
     return best[1:]
 
 
+@pytest.mark.slow
 def test_partners_do_not_depend_on_the_devices():
     """Two halves of a batch, each seeing all through gather, are mixed as the whole is."""
     method = mixmatch.Algorithm(mu=2)

@@ -82,6 +82,7 @@ def test_forms_agree_and_neighbours_do_not_matter(policy, size):
         assert np.array_equal(gather(IMAGES[5:6], KEYS[5:6]), out[5:6])
 
 
+@pytest.mark.slow
 def test_views_are_those_of_one_device_on_two():
     devices = jax.devices()
     if len(devices) < 2:

@@ -42,7 +42,8 @@ def peer_views(torch: ModuleType) -> ModuleType:
     return importlib.import_module("peer_views")
 
 
-@pytest.mark.parametrize("torch_is_there", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("torch_is_there", [True, False])
 def test_a_run(tmp_path: Path, torch_is_there: bool):
     if torch_is_there:
         pytest.importorskip("torch")

@@ -92,6 +92,7 @@ def test_a_run_beside_the_peer(path: Path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_alone_counts_the_flops_of_one_step(path: Path, capsys: pytest.CaptureFixture):
     """Two convolutions' FLOPs by hand; two steps a call do not change the count."""
 

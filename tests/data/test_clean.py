@@ -157,6 +157,7 @@ def test_a_mode_that_is_none_is_refused():
         configs.finalize(c)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FER2013_SOURCE" not in os.environ, reason="needs FER2013_SOURCE")
 def test_the_real_data(tmp_path):
     names = ("train", "public_test", "private_test")

@@ -81,7 +81,8 @@ def test_unlabelled_truth_changes_no_weight(one):
         assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("loops", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("loops", [True, False])
 def test_microbatches_change_nothing_without_batch_statistics(one, loops):
     layers = tuple(x for x in harness.LAYERS if x != "bn")
     results = []
