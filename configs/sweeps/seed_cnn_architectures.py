@@ -8,6 +8,8 @@ in configs/seeds/cnn_plain.py.
 
 from ferjax.rows import Row, Sweep
 
+# What two cores do in an afternoon.
+ON_CPU = ("cnn_one_layer", "cnn_plain", "cnn_l2")
 PUBLISHED = {
     "cnn_one_layer": 36.0,
     "cnn_three_pools": 56.0,
@@ -32,7 +34,7 @@ def get_sweep(cpu: bool = False) -> Sweep:
             published=published,
             source=source,
             reach=published,
-            on="C",
+            on="C" if name in ON_CPU else "G",
         )
         for name, published in PUBLISHED.items()
     ]
