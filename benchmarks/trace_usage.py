@@ -6,7 +6,8 @@
 Prints one JSON line. Reads the newest trace under DIR/profile (Chrome's format, which JAX writes
 beside TensorBoard's). A device is busy while a program runs on it: on a GPU while any of its
 streams does, on a TPU by its line of operations. The devices of a CPU count as one, busy while any
-of XLA's threads computes: their lines can't be told apart. Only what lies between the first program's start and the last one's end counts, in milliseconds:
+of XLA's threads computes: their lines can't be told apart. Only what lies between the first
+program's start and the last one's end counts, in milliseconds:
 
     window        that time
     busy          share of it in which the device computes
