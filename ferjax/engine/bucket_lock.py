@@ -5,9 +5,9 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -55,45 +55,32 @@ class BucketLock(Lock):
             self._write()
         except OvertakenError:  # somebody was faster
             raise self.refusal(self._holder()) from None
-        self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
-        self._thread.start()
+        self._start_beating()
 
     def release(self) -> None:
         """Gives the lock back."""
-        if self._thread is None:
+        if not self._stop_beating():
             return
-        self._done.set()
-        self._thread.join()
         with contextlib.suppress(*self._errors):
             if self._holder().get("id") == self._me["id"]:
                 self._object.delete()
 
-    def _outwait(self, holder: dict) -> None:
-        """Returns once a holder elsewhere is dead by its heartbeat."""
-        seen, last = self._object.version, self._object.updated
-        waits = self._stale - (self._now() - last.timestamp() if last else 0)
-        if waits > 0:
-            log.info("waiting %.0f s to see whether %s still trains here", waits, name_of(holder))
-            deadline = time.monotonic() + waits
-            while time.monotonic() < deadline:
-                time.sleep(min(1.0, self._beat / 2))
-                new = self._holder()
-                if not new:
-                    return  # given back meanwhile
-                if self._object.version != seen:
-                    raise self.refusal(new)
-        log.warning(
-            "%s gave no sign of life for %.0f s: its lock on %s is taken over",
-            *(name_of(holder), self._stale, self._workdir),
-        )
+    def _text(self) -> str:
+        return self._object.read() or ""
 
-    def _now(self) -> float:
-        """The bucket's clock."""
+    def _last_beat(self) -> Any:
+        return self._object.version  # as of the last `_text`
+
+    def _silence(self) -> float:
+        """By the bucket's clock."""
+        last = self._object.updated
+        if not last:
+            return 0.0
         probe = OwnedObject(self._workdir / f"lock.{self._me['id']}")
         probe.write("")
         now = probe.updated
         probe.delete()
-        return now.timestamp() if now else time.time()
+        return (now.timestamp() if now else time.time()) - last.timestamp()
 
     def _run(self) -> None:
         while not self._done.wait(self._beat):
@@ -115,14 +102,6 @@ class BucketLock(Lock):
         except (PermissionError, KeyError, ValueError):
             return False
         return False
-
-    def _holder(self) -> dict:
-        """Who the object names; {} if nobody."""
-        try:
-            content = json.loads(self._object.read() or "{}")
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
 
     def _write(self) -> None:
         self._object.write(json.dumps({**self._me, "beat": time.time()}))

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
 from etils import epath
 
@@ -64,6 +65,65 @@ class Lock(abc.ABC):
             "--workdir"
         )
 
+    @abc.abstractmethod
+    def _text(self) -> str:
+        """What the lock says now; "" if nobody holds it."""
+
+    @abc.abstractmethod
+    def _last_beat(self) -> Any:
+        """What every heartbeat of the holder changes."""
+
+    @abc.abstractmethod
+    def _silence(self) -> float:
+        """Seconds since the holder's last heartbeat; 0 where that is not known."""
+
+    @abc.abstractmethod
+    def _run(self) -> None:
+        """Beats until `_done` is set, or until another has the lock."""
+
+    def _start_beating(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
+        self._thread.start()
+
+    def _stop_beating(self) -> bool:
+        """Whether it had begun: the lock is ours, or was."""
+        if self._thread is None:
+            return False
+        self._done.set()
+        self._thread.join()
+        return True
+
+    def _holder(self) -> dict:
+        """Who the lock names; {} if nobody."""
+        try:
+            content = json.loads(self._text() or "{}")
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _outwait(self, holder: dict) -> None:
+        """Returns once a holder elsewhere is dead by its heartbeat.
+
+        Raises:
+          UserError: it is alive.
+        """
+        seen = self._last_beat()
+        waits = self._stale - self._silence()
+        if waits > 0:
+            log.info("waiting %.0f s to see whether %s still trains here", waits, name_of(holder))
+            deadline = time.monotonic() + waits
+            while time.monotonic() < deadline:
+                time.sleep(min(1.0, self._beat / 2))
+                new = self._holder()
+                if not new:
+                    return  # given back meanwhile
+                if self._last_beat() != seen:
+                    raise self.refusal(new)
+        log.warning(
+            "%s gave no sign of life for %.0f s: its lock on %s is taken over",
+            *(name_of(holder), self._stale, self._workdir),
+        )
+
 
 class WorkdirLock(Lock):
     """Holds `<workdir>/lock`: the system's file lock on this host, a heartbeat for the others.
@@ -105,45 +165,30 @@ class WorkdirLock(Lock):
                 os.close(self._file)
                 raise
         self._write()
-        self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
-        self._thread.start()
+        self._start_beating()
 
     def release(self) -> None:
         """Gives the lock back."""
-        if self._thread is None:
+        if not self._stop_beating():
             return
-        self._done.set()
-        self._thread.join()
         if not self.lost:
             os.ftruncate(self._file, 0)
         os.close(self._file)
 
-    def _outwait(self, holder: dict) -> None:
-        """Returns once a holder on another host is dead by its heartbeat."""
-        seen = os.stat(self._path).st_mtime  # an epath's has no fraction
-        waits = self._stale - (self._now() - seen)
-        if waits > 0:
-            log.info("waiting %.0f s to see whether %s still trains here", waits, name_of(holder))
-            deadline = time.monotonic() + waits
-            while time.monotonic() < deadline:
-                time.sleep(min(1.0, self._beat / 2))
-                new = self._holder()
-                if not new:
-                    return  # given back meanwhile
-                if os.stat(self._path).st_mtime != seen:
-                    raise self.refusal(new)
-        log.warning(
-            "%s gave no sign of life for %.0f s: its lock on %s is taken over",
-            *(name_of(holder), self._stale, self._workdir),
-        )
+    def _text(self) -> str:
+        return self._path.read_text()
 
-    def _now(self) -> float:
-        """The file system's clock."""
+    def _last_beat(self) -> float:
+        return os.stat(self._path).st_mtime  # an epath's has no fraction
+
+    def _silence(self) -> float:
+        """By the file system's clock."""
+        last = self._last_beat()
         probe = self._path.with_name(f"lock.{self._me['id']}")
         probe.touch()
         now = os.stat(probe).st_mtime
         probe.unlink()
-        return now
+        return now - last
 
     def _run(self) -> None:
         while not self._done.wait(self._beat):
@@ -155,14 +200,6 @@ class WorkdirLock(Lock):
                 self._write()
             except OSError as error:  # a full or unreachable disk; the next beat may succeed
                 log.debug("lock: %s", error)
-
-    def _holder(self) -> dict:
-        """Who the file names; {} if nobody."""
-        try:
-            content = json.loads(self._path.read_text() or "{}")
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
 
     def _write(self) -> None:
         # Of one length and in one piece, so that nobody reads half of it or nothing.
