@@ -37,7 +37,7 @@ from ferjax.algorithms.base import (
     weighted_mean,
 )
 from ferjax.config import UserError
-from ferjax.models.layers import Conv, param_dtype
+from ferjax.models.layers import Conv, Wrapper, param_dtype
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,14 @@ class Algorithm(BaseAlgorithm):
         return loss, metrics, extra
 
 
-class WithDecoder(nn.Module):
+class WithDecoder(Wrapper):
     """A model with a decoder of its features; its call is the model's."""
 
-    backbone: nn.Module
     width: int
 
     def setup(self) -> None:
         """The decoder."""
         self.decoder = Decoder(self.width, getattr(self.backbone, "dtype", jnp.float32))
-
-    def features(
-        self, x: jax.Array, train: bool = False, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """The model's."""
-        return self.backbone.features(x, train, keys)
-
-    def head(
-        self, fmap: jax.Array, train: bool = False, keys: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The model's."""
-        return self.backbone.head(fmap, train, keys)
 
     def reconstruct(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

@@ -44,7 +44,7 @@ from ferjax.algorithms.base import (
     weighted_mean,
 )
 from ferjax.config import UserError
-from ferjax.models.layers import Dense, param_dtype
+from ferjax.models.layers import Dense, Wrapper, param_dtype
 
 
 @dataclass(frozen=True)
@@ -153,27 +153,13 @@ def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:
     return all_turns[turns, jnp.arange(len(turns))]
 
 
-class WithRotation(nn.Module):
+class WithRotation(Wrapper):
     """A model with a second head that names one of four rotations; its call is the model's."""
-
-    backbone: nn.Module
 
     def setup(self) -> None:
         """The head: 4 logits of the penultimate vector."""
         dtype = getattr(self.backbone, "dtype", jnp.float32)
         self.rotation_head = Dense(4, dtype=dtype)
-
-    def features(
-        self, x: jax.Array, train: bool = False, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """The model's."""
-        return self.backbone.features(x, train, keys)
-
-    def head(
-        self, fmap: jax.Array, train: bool = False, keys: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The model's."""
-        return self.backbone.head(fmap, train, keys)
 
     def rotation(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

@@ -163,3 +163,21 @@ class Dropout(nn.Module):
             return (jax.random.uniform(key, shape, jnp.float32) < keep) / jnp.float32(keep)
 
         return x * jax.vmap(factor)(keys).astype(x.dtype)
+
+
+class Wrapper(nn.Module):
+    """A model that a method adds parts to; its features and head are the model's."""
+
+    backbone: nn.Module
+
+    def features(
+        self, x: jax.Array, train: bool = False, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """The model's."""
+        return self.backbone.features(x, train, keys)
+
+    def head(
+        self, fmap: jax.Array, train: bool = False, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The model's."""
+        return self.backbone.head(fmap, train, keys)
