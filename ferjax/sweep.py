@@ -36,6 +36,7 @@ from ferjax import results, rows
 from ferjax.analysis import figures, sweep_plot, tables
 from ferjax.command import run
 from ferjax.config import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, UserError
+from ferjax.engine.stop_signal import StopSignal
 from ferjax.rows import Row
 from ferjax.workdir import workdir_path
 
@@ -145,7 +146,7 @@ class Sweeper:
         for i, (row, seed) in enumerate(jobs):
             if (place := self._place(row, seed)) in done or self._finished(row, seed):
                 continue
-            if self._children.stopped or self._late():
+            if self._children.seen or self._late():
                 status = EXIT_PREEMPTED
                 break
             log.info("\n== %d of %d: %s, seed %d", i + 1, len(jobs), row.name, seed)
@@ -159,7 +160,7 @@ class Sweeper:
         if status != EXIT_PREEMPTED:
             failed += self._score(finish)
             status = EXIT_FAILED if failed else EXIT_OK
-            if self._children.stopped:
+            if self._children.seen:
                 status = EXIT_PREEMPTED
         log.info("\n%s\nwritten to %s: table.md, table.csv, plot.png", self._write(), self._workdir)
         for line in failed:
@@ -193,7 +194,7 @@ class Sweeper:
             left = max(self._deadline - time.monotonic(), 1.0) / 60
             arguments.append(f"--config.stop_after_minutes={left:.4f}")
         status, reason = self._children.call("main", arguments)
-        if status != EXIT_OK and self._children.stopped:
+        if status != EXIT_OK and self._children.seen:
             status = EXIT_PREEMPTED  # stopped before it could save
         failed = "" if status in (EXIT_OK, EXIT_PREEMPTED) else reason
         self._summarize(row, seed, failed)
@@ -233,7 +234,7 @@ class Sweeper:
                 for split in wanted:
                     name = f"{split}_{row.scored}" if row.scored else split
                     # A score of private_test is never made twice.
-                    if (place / "eval" / f"{name}.json").exists() or self._children.stopped:
+                    if (place / "eval" / f"{name}.json").exists() or self._children.seen:
                         continue
                     log.info("\n== %s: %s", row.name, name)
                     arguments = [f"--workdir={group}", f"--split={split}", f"--tta={tta}"]
@@ -264,26 +265,16 @@ class Sweeper:
         return table
 
 
-class _Children:
+class _Children(StopSignal):
     """Starts one process at a time and hands signals on to it, so that it saves and exits."""
 
     def __init__(self) -> None:
-        self.stopped = False  # once a signal has arrived
+        super().__init__()
         self._process: subprocess.Popen | None = None
-        self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Children":
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        self.stopped = True
+    def handle(self, number: int, frame: Any) -> None:
+        """Notes the signal, and hands it on."""
+        super().handle(number, frame)
         if self._process is not None:
             self._process.send_signal(number)
 
@@ -300,7 +291,7 @@ class _Children:
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         ) as process:
             self._process = process
-            if self.stopped:  # a signal came while it was being started
+            if self.seen:  # a signal came while it was being started
                 process.send_signal(signal.SIGTERM)
             assert process.stderr is not None  # for the type checker
             last = b""

@@ -52,7 +52,7 @@ def command(sweep_file, workdir, *more):
 class Nobody:
     """Starts no process."""
 
-    stopped = False
+    seen = False
 
     def call(self, command, arguments):
         raise AssertionError((command, arguments))
@@ -170,7 +170,7 @@ def collected(sweep_file, workdir, tmp_path):
 class Failing:
     """Every run ends with this status."""
 
-    stopped = False
+    seen = False
 
     def __init__(self, status):
         self.status, self.calls = status, []

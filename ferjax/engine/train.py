@@ -21,6 +21,7 @@ from ferjax.engine.experiment import Experiment
 from ferjax.engine.metrics import Recorder, Writer, count_parameters, parameter_table
 from ferjax.engine.parallel import Polls, host
 from ferjax.engine.profiler import Profiler
+from ferjax.engine.stop_signal import StopSignal
 from ferjax.engine.training_data import SELECTION_SPLIT
 
 log = logging.getLogger("ferjax")
@@ -256,26 +257,13 @@ def _advise(run: Experiment, marks: list[float], step: int) -> None:
     )
 
 
-class _StopSignal:
-    """True once SIGTERM, SIGUSR1 or SIGINT has arrived; a SIGINT after that interrupts at once."""
+class _StopSignal(StopSignal):
+    """True once a signal to stop has arrived; a SIGINT after that interrupts at once."""
 
-    def __init__(self) -> None:
-        self._seen = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        self._seen = True
+    def handle(self, number: int, frame: Any) -> None:
+        """Notes the signal, and gives SIGINT back its own meaning."""
+        super().handle(number, frame)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __bool__(self) -> bool:
-        return self._seen
+        return self.seen
