@@ -1,6 +1,5 @@
 """What `augment.py` times in PyTorch: the views of `peer_views.py`, one batch again and again."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from peer_views import PillowView, TensorView
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ferjax import runtime
 
 
 class PeerViews:
@@ -24,7 +25,7 @@ class PeerViews:
         self.images = images[..., 0]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
-        self.workers = len(os.sched_getaffinity(0))
+        self.workers = runtime.cores()
         self.pillow = {name: PillowView(*case) for name, case in cases.items()}
         self.tensors = {name: TensorView(*case) for name, case in cases.items()}
         self.pool: tuple[str, Any] = ("", None)

@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 from options import SIDE, changed, finalize, parse, parser, read_config
 
 from ferjax import config as configs
+from ferjax import runtime
 from ferjax.algorithms.base import BaseAlgorithm
 from ferjax.augment import policies
 from ferjax.config import EXIT_OK, EXIT_USER_ERROR, UserError
@@ -212,7 +213,7 @@ def machine() -> Record:
         "platform": device.platform,
         "device": model if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": runtime.cores(),
         "load": round(os.getloadavg()[0], 1),  # above 0 by what else runs: judge the times by it
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 from ferjax.config import base
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config() -> ConfigDict:
     """280 labels (40 a class), 2,520 unlabelled images."""
-    del variant
     c = base()
     c.data.name = "synthetic_faces"
     c.data.labeled = "40/class"

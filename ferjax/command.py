@@ -1,15 +1,30 @@
 """What all commands share: flags, ferjax's own log lines, and the exit status."""
 
 import logging
+import re
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
 from ferjax.config import EXIT_OK, EXIT_USER_ERROR, UserError
 
 log = logging.getLogger("ferjax")
+
+# What a mistake in a config's file, or in a key that is looked up in it, is raised as.
+_IN_CONFIGS = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError),
+    *(TypeError, ValueError),
+)
+# Where frames of a traceback come from that are not the config's file.
+_LIBRARIES = (
+    *(str(Path(module.__file__ or "").parent) for module in (ml_collections, app)),
+    *(__file__, "<"),
+)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -19,6 +34,8 @@ def run(main: Callable[[], int | None]) -> None:
     saving; 1: anything else.
     """
 
+    # A file's name may hold bytes that are no text.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # ferjax's own lines; those of other libraries go nowhere unless a command adds a log file.
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -40,8 +57,10 @@ def run(main: Callable[[], int | None]) -> None:
                 absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS talk a lot
         except UserError as error:
             _exit_with(str(error))
-        except flags.Error as error:
-            _exit_with(" ".join(str(error).split()))
+        except (flags.Error, OSError) as error:  # the latter: the config's file, with other keys
+            _exit_with(_one_line(str(error)))
+        except _IN_CONFIGS as error:
+            _exit_with(_blame(error))
         if len(rest) > 1:
             _exit_with(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest
@@ -54,6 +73,29 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(status or EXIT_OK)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _one_line(text: str) -> str:
+    """An error's text; of a traceback, which ml_collections puts into it, its last line alone."""
+    head, _, trace = text.partition("Traceback (most recent call last):")
+    if not trace:
+        return " ".join(text.split())
+    what = trace.strip().splitlines()[-1]
+    if what.endswith("get_config() takes 0 positional arguments but 1 was given"):
+        return f"{' '.join(head.split()[:2])} this config has no variants, give FILE.py alone"
+    place = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
+    return f"{' '.join(head.split())} {what} ({place[0]}, line {place[1]})"
+
+
+def _blame(error: Exception) -> str:
+    """What a config's file, or a key on the command line, is wrong with."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    said = f"{type(error).__name__}: {_one_line(str(error))}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_LIBRARIES):
+            return f"{frame.filename}, line {frame.lineno}: {said}"
+    return f"the config, or a --config.KEY=VALUE that it does not fit: {said}"
 
 
 def _exit_with(message: str) -> None:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -134,7 +135,7 @@ def from_file(path: Path | str, variant: str = "") -> ConfigDict:
     """What `get_config` of a config file returns, for configs that build on another and for sweeps.
 
     Raises:
-      UserError: there is no such file, or it defines no `get_config`.
+      UserError: there is no such file, it defines no `get_config`, or it has no variants.
     """
     spec = importlib.util.spec_from_file_location("ferjax_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
@@ -143,6 +144,8 @@ def from_file(path: Path | str, variant: str = "") -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} defines no get_config()")
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"{path} has no variants: give it without :{variant}")
     return module.get_config(*([variant] if variant else []))
 
 
@@ -373,8 +376,9 @@ def _check_ranges(c: dict[str, Any]) -> None:
             raise UserError(f"config.{key}={flat[key]}: it must not be negative")
     if c["data"]["workers"] < -1:
         raise UserError(f"config.data.workers={c['data']['workers']}: it must be -1 or more")
-    if c["seed"] >= 2**32:
-        raise UserError(f"config.seed={c['seed']}: it must be below 2^32")
+    for key in ("seed", "data.split_seed"):
+        if flat[key] >= 2**32:
+            raise UserError(f"config.{key}={flat[key]}: it must be below 2^32")
     for key in ("ema_decay", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):
         if not 0 <= flat[key] < 1:
             raise UserError(f"config.{key}={flat[key]}: it must be in [0, 1)")

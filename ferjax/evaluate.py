@@ -242,9 +242,10 @@ def _subject(
     if FLAGS.folder or data is None:
         return read_folder(FLAGS.folder, first.classes, first.image_shape)
     names = label_sets(FLAGS.labels, config, first.classes)
+    images = data.splits[FLAGS.split].images
     return Subject(
         FLAGS.split,
-        data.splits[FLAGS.split].images,
+        images if FLAGS.tta == "none" else images[:],  # its views need them all in memory
         _split_targets(config, data, FLAGS.split, names),
     )
 

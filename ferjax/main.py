@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -41,8 +42,10 @@ def main() -> int:
     path = config_flags.get_config_filename(FLAGS["config"])
     try:
         given = FLAGS.config.to_dict()
-    except OSError:
+    except FileNotFoundError:
         raise UserError(f"--config={path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"--config={path}: {reason(error)}") from None
     original = configs.from_file(*path.split(":", 1)).to_dict()
     given = configs.switch_modules(given, original)
     given["name"] = given.get("name") or config_name(path)
@@ -94,11 +97,11 @@ def start_logs(workdir: epath.Path) -> None:
 def unused_gpu() -> str:
     """A line for a machine with an NVIDIA GPU that the installed jaxlib does not use, or ""."""
     present = os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidia0")
-    if present and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
-        return (
-            "an NVIDIA GPU is here, but the installed jaxlib does not use it: pip install '.[cuda]'"
-        )
-    return ""
+    if not present or jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return ""
+    if find_spec("jax_cuda13_plugin"):
+        return "an NVIDIA GPU is here, but JAX can't use it: CUDA 13 wants a newer driver (README)"
+    return "an NVIDIA GPU is here, but the installed jaxlib does not use it: pip install '.[cuda]'"
 
 
 if __name__ == "__main__":

@@ -226,7 +226,8 @@ def write(rows: Sequence[dict[str, Any]], path: Path, classes: Sequence[str]) ->
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        with path.open("w", newline="") as file:
+        # surrogateescape: a picture's name may hold bytes that are no text.
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             columns = [
                 "image",
                 "frame",

@@ -247,7 +247,7 @@ class Report:
             true, line = names[split.labels[row]], []
             for name, view_images in made.items():
                 text = f"{true}, {name}"
-                line.append((encode_png(view_images[place]), text, page.escape(text)))
+                line.append((_png(view_images[place]), text, page.escape(text)))
             shown += page.faces(line)
         return shown + page.note("Drawn from public_test; training draws anew each step.")
 
@@ -333,8 +333,13 @@ class Report:
             caption = f'true: {page.escape(names[true])}<br/><span class="{kind}">{said}</span>'
             text = f"a face labelled {names[true]}, predicted {said}"
             image = images[row] if heat is None else _lit(images[row], heat[place])
-            shown.append((encode_png(image), text, caption))
+            shown.append((_png(image), text, caption))
         return page.faces(shown) if shown else page.note("There are none.")
+
+
+def _png(image: np.ndarray) -> bytes:
+    """A PNG of a grey or RGB image."""
+    return encode_png(np.ascontiguousarray(image[..., ::-1]) if image.shape[-1] == 3 else image)
 
 
 def _json(path: epath.Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ trains, whether a sweep or a person started it.
 
 import json
 import logging
-import os
 import platform
 import re
 import time
@@ -22,7 +21,7 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
-from ferjax import rows
+from ferjax import rows, runtime
 from ferjax.analysis import tables
 from ferjax.command import run
 from ferjax.config import EXIT_OK, UserError
@@ -274,7 +273,7 @@ def _machine(workdir: epath.Path) -> Summary:
         "devices": int(counts[-1][0]) if counts else 0,
         "processes": int(counts[-1][1]) if counts else 0,
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": runtime.cores(),
         "jax": version("jax"),
     }
 

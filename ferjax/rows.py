@@ -74,7 +74,7 @@ class Row:
       reach: percent that is to be reached.
       beats: name of another row that is to be beaten, by `margin` points.
       margin: see `beats`.
-      on: what it was sized for: "C" two CPU cores, "G" a GPU or TPU.
+      on: where it is to be run: "C" on two CPU cores, "G" on a GPU or TPU.
       section: heading of RESULTS.md.
       series: line of the sweep's plot.
       x: its place on that line; None: the plot has a place for each row instead.

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import platform
+import sys
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -82,7 +83,13 @@ def xla_flags(batch_size: int, *, deterministic: bool) -> None:
     if deterministic:
         _add_xla_flags(*DETERMINISTIC)
     if batch_size:
-        split_cpu(batch_size, len(os.sched_getaffinity(0)), os.environ)
+        split_cpu(batch_size, cores(), os.environ)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def split_cpu(batch_size: int, cores: int, environ: Mapping[str, str]) -> int:
@@ -237,6 +244,7 @@ def _initialize(how: str, arguments: dict[str, Any], timeout: int) -> None:
             f"ferjax: not all processes met within {timeout} s at the coordinator ({where}): is "
             "each one started, with the same address, and can it be reached? "
             "--join_timeout=SECONDS waits longer",
+            file=sys.stderr,
             flush=True,
         )
         os._exit(EXIT_FAILED)

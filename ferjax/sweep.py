@@ -222,7 +222,7 @@ class Sweeper:
             places = [self._place(row, s) for s in row.seeds if self._finished(row, s)]
             together = "ensemble" in row.scored
             if together:
-                complete = len(places) == len(row.seeds)
+                complete = 1 < len(places) == len(row.seeds)
                 groups = [",".join(map(str, places))] if complete else []
             else:
                 groups = [str(place) for place in places]

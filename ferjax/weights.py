@@ -27,6 +27,8 @@ SUFFIX = ".safetensors"
 # --output=ferjax/small.safetensors --workdir=DIR` makes one.
 PACKAGED = {"small": Path(__file__).parent / "small.safetensors"}
 
+_NOT_OURS = (AttributeError, KeyError, TypeError, ValueError)  # what other JSON ends in
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -103,7 +105,7 @@ def decode(content: bytes, name: str) -> Weights:
             },
             facts=described["facts"],
         )
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, *_NOT_OURS) as error:
         raise UserError(f"{name} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -124,7 +126,11 @@ def config(source: str | os.PathLike[str]) -> FrozenConfigDict:
       UserError: no such file, or see `decode`.
     """
     path = _path(source)
-    return configs.finalize(_described(path.read_bytes(), str(path))["config"])
+    described = _described(path.read_bytes(), str(path))
+    try:
+        return configs.finalize(described["config"])
+    except _NOT_OURS as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 def _path(source: str | os.PathLike[str]) -> epath.Path:

@@ -8,6 +8,10 @@
 # `python`. --dry-run prints the manifest instead: it can be piped into `kubectl diff -f -` or
 # `kubectl apply --dry-run=server -f -`. Exit status: kubectl's; 2 when something is missing.
 set -euo pipefail
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "bash 4.4 or newer is needed (macOS: brew install bash coreutils gnu-sed)" >&2
+  exit 2
+fi
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 declare -A values=()

@@ -5,6 +5,10 @@
 # (FERJAX_PROJECT, FERJAX_ZONE, FERJAX_TPU, FERJAX_ACCELERATOR, FERJAX_WORKDIR), and gcloud brings
 # the user's own credentials. (SC2034: what is set here is read by those two.)
 
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "bash 4.4 or newer is needed (macOS: brew install bash coreutils gnu-sed)" >&2
+  exit 2
+fi
 readonly EXIT_FAILED=1 EXIT_USER=2 EXIT_RUNNING=3 EXIT_NOTHING=4 EXIT_NO_NODE=5 EXIT_NO_ANSWER=6
 readonly EXIT_AGAIN=75
 me=$(basename "$0")
@@ -101,6 +105,8 @@ check_workdir() {
       wrong "--workdir=$workdir: give gs://BUCKET/PATH, a folder for this run in a bucket"
   elif [[ -n $1 ]]; then
     wrong "--workdir=$workdir is on each worker's own disk: several hosts need gs://BUCKET/PATH"
+  elif [[ $workdir != /* ]]; then
+    wrong "--workdir=$workdir: give gs://BUCKET/PATH, or a full path outside ~/ferjax, which setup empties"
   fi
   local argument
   for argument in "${arguments[@]}"; do

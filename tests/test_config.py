@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,8 @@ def test_an_nvidia_gpu_that_is_not_used_gets_a_line(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr("ferjax.main.os.path.exists", lambda path: "nvidia" in str(path))
     assert "pip install '.[cuda]'" in unused_gpu()
+    monkeypatch.setattr("ferjax.main.find_spec", lambda name: name == "jax_cuda13_plugin")
+    assert "wants a newer driver" in unused_gpu()
     monkeypatch.setattr("ferjax.main.os.path.exists", lambda path: False)
     assert unused_gpu() == ""
 
@@ -159,3 +163,35 @@ def test_switching_modules_keeps_what_was_asked_for():
         "threshold": 0.5,
     }
     assert configs.switch_modules(file, file) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("c = base()\nc.optimiser.learning_rate = 0.1\n", "line 2: AttributeError: .*optimiser"),
+        ("from ferjax.nothing import x\n", "line 1: ModuleNotFoundError"),
+        ("def f(:\n", "line 1: SyntaxError: "),
+        ("def get_config():\n    return int('x')\n", "ValueError: invalid literal .*line 2"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named_by_its_line(text, said, tmp_path):
+    path = tmp_path / "mine.py"
+    head = "" if text.startswith("def") or "nothing" in text else "from ferjax.config import base; "
+    path.write_text(head + text)
+    code = (
+        "from absl import flags; from ml_collections import config_flags;"
+        "from ferjax.command import run;"
+        "config_flags.DEFINE_config_file('config'); run(lambda: 0)"
+    )
+    args = [sys.executable, "-c", code, f"--config={path}"]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"ferjax: .*{said}.*\n", done.stderr), done.stderr
+    assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize("key", ["seed", "split_seed"])
+def test_seeds_fit_into_32_bits(key):
+    sections = {"seed": 2**32} if key == "seed" else {"data": {key: 2**32}}
+    with pytest.raises(UserError, match=f"{key}=4294967296: it must be below 2"):
+        configs.finalize(changed(**sections))

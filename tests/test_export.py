@@ -3,6 +3,7 @@
 The tests of ONNX need the extra [export]; where FERJAX_NO_SKIPS is set its absence is a failure.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -38,6 +39,12 @@ LAYERS = (
 )
 LAYERS = (*LAYERS, "flatten", "dense 8", "relu", "dropout 0.5")
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def described(text, arrays=None):
+    """A safetensors file that says `text` of itself."""
+    arrays = {"a": np.zeros(2)} if arrays is None else arrays
+    return safetensors.numpy.save(arrays, metadata={"ferjax": text})
 
 
 def need(module):
@@ -120,6 +127,10 @@ def test_a_file_is_loaded_like_a_workdir(network, saved):
         (lambda c: b"", "is not a safetensors file"),
         (lambda c: b"\xff" * 64, "is not a safetensors file"),
         (lambda c: safetensors.numpy.save({"a": np.zeros(2)}), "says nothing of a ferjax config"),
+        (lambda c: described("{}"), "is damaged"),
+        (lambda c: described("[1]"), "is damaged"),
+        (lambda c: described('{"config": {"algorithm": 5}}'), "is damaged"),
+        (lambda c: described('{"config": {"algorithm": 5}, "crc": {}}', {}), "is damaged"),
     ],
 )
 def test_other_files_are_refused_in_one_line(change, message, saved):
@@ -127,6 +138,8 @@ def test_other_files_are_refused_in_one_line(change, message, saved):
     with pytest.raises(UserError, match=message) as caught:
         package.load(saved)
     assert "\n" not in str(caught.value)
+    with contextlib.suppress(UserError):  # it does not read the arrays, which may be the damage
+        weights.config(saved)
 
 
 def test_a_network_comes_with_the_package():

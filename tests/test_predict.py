@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import types
@@ -362,6 +363,15 @@ def test_written_forms_agree(tmp_path):
         "0.75",
     )
     assert (second["image"], second["label"], second["error"]) == ("b", "", "why")
+
+
+def test_a_name_of_bytes_that_are_no_text_is_written(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    row = {"image": name, "box": None, "label": "x", "confidence": 1.0, "probabilities": {"x": 1.0}}
+    for suffix in (".csv", ".json", ".jsonl"):
+        command.write([row], tmp_path / f"out{suffix}", ("x",))
+    assert b"caf\xe9.png" in (tmp_path / "out.csv").read_bytes()
+    assert json.loads((tmp_path / "out.json").read_text())[0]["image"] == name
 
 
 @pytest.mark.parametrize(

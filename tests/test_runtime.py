@@ -130,7 +130,7 @@ app.run(lambda _: runtime.start(8), argv=["x", "--coordinator=127.0.0.1:{port}",
         timeout=100,
     )
     assert done.returncode == 1, done.stderr
-    assert f"not all processes met within 2 s at the coordinator (127.0.0.1:{port})" in done.stdout
+    assert f"not all processes met within 2 s at the coordinator (127.0.0.1:{port})" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 python -m ferjax.sweep --sweep=configs/sweeps/results.py --only='cnn_.*'       runs rows
 python -m ferjax.results --collect=runs                                        writes RESULTS.md
 
-"on" says what a row was sized for: C two CPU cores, G a GPU. --cpu takes the rows of the first kind
+"on" says where a row is run: C on two CPU cores, G on a GPU. --cpu takes the rows of the first kind
 only.
 """
 
@@ -19,8 +19,8 @@ Accuracies are percent, the mean and the sample standard deviation over seeds. "
 checkpoint with the highest accuracy of the EMA weights on public_test (3,589 images; the 95 %
 interval of one run at 55 % is +- 1.6), which is then scored on private_test, once. "clean" is
 private_test without the images that have an exact copy in train. "reached" compares the mean on
-private_test, or on public_test's best as long as private_test was not read. "on": C was sized for
-two CPU cores, G for a GPU. One seed proves little.
+private_test, or on public_test's best as long as private_test was not read. "on": C is run on two
+CPU cores, G waits for a GPU. One seed proves little.
 
     python -m ferjax.sweep --sweep=configs/sweeps/results.py --only=ROW   runs a row
     python -m ferjax.results --collect=runs                               writes this file"""

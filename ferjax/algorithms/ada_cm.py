@@ -38,9 +38,11 @@ from ferjax.algorithms.base import (
     global_mean,
     hard_or_sharp,
     mean_metric,
+    unit,
     unlabeled_metrics,
     weighted_mean,
 )
+from ferjax.config import UserError
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Algorithm(BaseAlgorithm):
 
     def __post_init__(self) -> None:
         check_fields(self, floor=1, scale=1, epochs=1e6, lambda_x=1e6, lambda_c=1e6)
+        if self.temperature <= 0:
+            raise UserError(
+                f"config.algorithm.temperature={self.temperature}: it must be greater than 0"
+            )
 
     def init_extra(self, num_classes: int, num_images: int) -> Any:
         """`margin`, `sum`, `count` [C] and `epoch` int32 []."""
@@ -141,7 +147,7 @@ def info_nce(
       chosen: [N], 1 for the images that take part, else 0.
     """
     assert batch.unlabeled is not None
-    a, b = (f / jnp.maximum(jnp.linalg.norm(f, axis=-1, keepdims=True), 1e-12) for f in features)
+    a, b = map(unit, features)
     taking = batch.gather(chosen)
     # gather carries gradients: an image is also a negative of other devices' images.
     pool = jnp.concatenate([batch.gather(a), batch.gather(b)])

@@ -92,14 +92,13 @@ class Net(Protocol):
         images: jax.Array,
         *,
         keys: jax.Array | None = None,
-        train: bool = True,
         update: bool = True,
         method: str = "__call__",
     ) -> Any:
         """Logits float [N, classes] of images [N, H, W, C]; `keys` [N] for dropout and noise."""
         ...
 
-    def teacher(self, images: jax.Array, *, method: str = "__call__") -> Any:
+    def teacher(self, images: jax.Array) -> jax.Array:
         """Logits of the EMA weights and statistics in evaluation mode."""
         ...
 
@@ -239,8 +238,18 @@ def hard_or_sharp(logits: jax.Array, temperature: float) -> jax.Array:
 
 def sharpen(p: jax.Array, temperature: float) -> jax.Array:
     """p^(1/T) with rows that sum to 1 (MixMatch, eq. 7): [N, C] -> [N, C]."""
-    p = p ** (1 / temperature)
-    return p / p.sum(-1, keepdims=True)
+    return jax.nn.softmax(jnp.log(p) / temperature)  # a power of p might underflow
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Each row of [N, ...] scaled to length 1, or 0 if it is 0."""
+    full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = range(1, x.ndim)
+    # The largest number first: squares of small ones would underflow. 1 for 0: no NaN's gradient.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(full), axes, keepdims=True))
+    full = full / jnp.where(largest > 0, largest, 1)
+    squares = jnp.sum(full**2, axes, keepdims=True)
+    return (full * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))).astype(x.dtype)
 
 
 def forward_views(net: Net, batch: Batch, form: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -35,6 +35,7 @@ from ferjax.algorithms.base import (
     entropy,
     mean_metric,
     ramp_up,
+    unit,
     weighted_mean,
 )
 
@@ -107,10 +108,3 @@ def worst_direction(logits: jax.Array, pull: Any, direction: jax.Array) -> jax.A
     p = jax.nn.softmax(logits)
     fisher = p * (push - jnp.sum(p * push, -1, keepdims=True))
     return unit(pull(fisher)[0])
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Each image of [N, ...] scaled to length 1, or 0 if it is 0."""
-    full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    length = jnp.sqrt(jnp.sum(full**2, range(1, x.ndim), keepdims=True))
-    return (full / jnp.maximum(length, 1e-30)).astype(x.dtype)

@@ -52,7 +52,7 @@ def main() -> None:
     data = arrays.read(made, tuple(made.info.splits), name)
     votes = None
     named = str(given["data.ferplus_source"].value)
-    if name.partition("/")[0] == "fer2013":
+    if made.name == "fer2013":
         votes = ferplus.read(source) if (source := ferplus.given(named)) else None
     elif named:  # FERPLUS_SOURCE, which serves all commands, may stay set
         raise UserError(f"--data.ferplus_source={named}: FER+ has votes on fer2013 only")

@@ -147,7 +147,9 @@ def read(source: str, label: str = "") -> Votes:
         if row == end:
             usage, end = next(ends)
         votes = [cell.strip() for cell in cells[2:]]
-        whole = len(votes) == len(COLUMNS) and all(v.isascii() and v.isdigit() for v in votes)
+        whole = len(votes) == len(COLUMNS) and all(
+            v.isascii() and v.isdigit() and len(v) < 3 for v in votes
+        )
         if not whole or cells[0].strip() != usage or not 0 < sum(map(int, votes)) <= 10:
             raise UserError(
                 f"{label}: row {row} is not {usage}, a name and {len(COLUMNS)} counts of at most "

@@ -260,8 +260,8 @@ def _read_csv(path: Path, found: _Found, unlabeled: bool) -> None:
                 name = cells["path"].strip()
                 of_class = unicodedata.normalize("NFC", cells.get("label", "").strip())
                 word = cells.get("split", "").strip() or ("train" if of_class else "unlabeled")
-                if not name:
-                    raise UserError(f"{where}: the path is empty")
+                if not name or "\0" in name:
+                    raise UserError(f"{where}: the path is empty, or not one")
                 if name in lines:
                     raise UserError(f"{where}: {name} is on line {lines[name]} already")
                 lines[name] = reader.line_num

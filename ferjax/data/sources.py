@@ -137,7 +137,8 @@ class _Zip(_Tree):
         self._label = label
         try:
             self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        # NotImplementedError: made for a later version of zip; UnicodeDecodeError: a name's bytes.
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{label} is a broken zip ({error}): download or pack it again"
             ) from None
@@ -186,7 +187,8 @@ def _read_tree(path: Path, label: str) -> list[Face]:
                 f"{label}: {name} lies in the class folder {folder!r}: it must be one of "
                 + ", ".join(EMOTIONS)
             )
-        if not (stem.isascii() and stem.isdigit() and int(stem) < ROWS):
+        digits = stem.isascii() and stem.isdigit() and len(stem) < 10
+        if not (digits and int(stem) < ROWS):
             raise UserError(
                 f"{label}: {name} is not named by its official row: "
                 f"expected <row>.jpg with a row from 0 to {ROWS - 1}"

@@ -170,7 +170,7 @@ def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]
 
     Args:
       workdir: of the run.
-      like: a TrainState of the same shapes.
+      like: a TrainState of the same shapes, of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
       DamagedError: there are checkpoints, but none is whole.
@@ -286,10 +286,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 def _shapes(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): f"{np.asarray(leaf).dtype}{np.shape(leaf)}"
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{leaf.shape}" for path, leaf in leaves}
 
 
 def _accuracy(path: epath.Path) -> float | None:

@@ -178,7 +178,7 @@ class Experiment:
             raise UserError(f"{self.workdir} can't be written: {reason(error)}") from None
 
     def init_state(self) -> TrainState:
-        """The state before step 0, as host arrays.
+        """The state before step 0, as host arrays; its shapes alone if a step is saved already.
 
         What the config takes from other runs' files is read only if no step is saved yet.
 
@@ -194,6 +194,7 @@ class Experiment:
                 f"config.data.crop={data.crop}: the images have {images.shape[1]} x "
                 f"{images.shape[2]} pixels"
             )
+        resumed = processes.first(lambda: bool(saved(self.workdir)))
         state = init_state(
             self.model,
             self.algorithm,
@@ -203,11 +204,9 @@ class Experiment:
             num_classes=len(self.class_names),
             num_images=len(images),
             dtype=jnp.promote_types(self.config.dtype, jnp.float32),
+            abstract=resumed,
         )
-        state = host(state)
-        if not processes.first(lambda: bool(saved(self.workdir))):
-            state = processes.once_per_host(lambda: self._with_files(state))
-        return state
+        return state if resumed else processes.once_per_host(lambda: self._with_files(host(state)))
 
     def _with_files(self, state: TrainState) -> TrainState:
         if self.config.init_from:
@@ -224,9 +223,12 @@ class Experiment:
 
     def device_data(self) -> Any:
         """The training arrays, on every device; without the images where they are streamed."""
-        data = {"targets": self.targets}
+        train = self.dataset.splits["train"]
+        # Images that have no label come last: a method that uses none does not pay for them.
+        end = len(train) if self.algorithm.mu else 1 + int(np.flatnonzero(train.labels >= 0)[-1])
+        data = {"targets": self.targets[:end]}
         if not self.streamed:
-            data["images"] = self.dataset.splits["train"].images
+            data["images"] = train.images[:end]
         return self.layout.replicate(data)
 
     def call(

@@ -270,7 +270,7 @@ class Recorder:
         self._unread: collections.deque = collections.deque()
         self._images_a_step = sum(b.size for b in run.batches.values())
         self._started = self._row_at = time.monotonic()
-        self._row_steps, self._row_pause = 0, 0.0
+        self._row_steps, self._row_pause, self._rate = 0, 0.0, 0.0
         self._skipped = 0  # steps in a row that were left out
 
     def add(self, first: int, metrics: Any) -> None:
@@ -286,10 +286,11 @@ class Recorder:
         while len(self._unread) > limit:
             first, metrics = self._unread.popleft()
             metrics = host(metrics)
-            for i in range(len(metrics["loss"][0])):
+            count = len(metrics["loss"][0])
+            self._row_steps += count  # of the whole call: its time is one measurement
+            for i in range(count):
                 self._check(first + i, {name: pair[0][i] for name, pair in metrics.items()})
                 self._sums.add({name: (s[i], w[i]) for name, (s, w) in metrics.items()})
-                self._row_steps += 1
                 self._write(first + i + 1)
 
     @contextlib.contextmanager
@@ -307,7 +308,7 @@ class Recorder:
         """
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-                self._refuse(jax.tree_util.keystr(path), "not finite", int(state.step))
+                self._refuse(jax.tree_util.keystr(path), "not finite", int(state.step) - 1)
 
     def to_json(self) -> dict[str, list[float]]:
         """The sums of the row that is not full yet."""
@@ -318,9 +319,11 @@ class Recorder:
             return
         now = time.monotonic()
         means = self._sums.take()
-        rate = self._row_steps * self._images_a_step / (now - self._row_at - self._row_pause)
-        clock = {"seconds": now - self._started, "images_per_second": rate}
-        self._row_at, self._row_steps, self._row_pause = now, 0, 0.0
+        if self._row_steps:
+            seconds = now - self._row_at - self._row_pause
+            self._rate = self._row_steps * self._images_a_step / seconds
+            self._row_at, self._row_steps, self._row_pause = now, 0, 0.0
+        clock = {"seconds": now - self._started, "images_per_second": self._rate}
         epoch = done / self._run.per_epoch
         self._writer.write({"kind": "train", "step": done, "epoch": epoch, **means, **clock})
         kept = {name: means.get(name) for name in ("loss", "mask_rate")}
@@ -348,7 +351,8 @@ class Recorder:
                 "value": str(value),
                 "rows": self._run.rows(step),
             }
-            note.write_text(json.dumps(content) + "\n")
+            with contextlib.suppress(*write_errors(note)):  # the message below matters more
+                note.write_text(json.dumps(content) + "\n")
         raise NotFiniteError(
             f"{what} is {value} at step {step}; the last good checkpoint is "
             f"{f'step {last}' if last else 'none'}; the rows of the step's images are in {note}: "

@@ -26,7 +26,7 @@ class Profiler:
         self._directory, self._running = directory, False
         self._mirror: Mirror | None = None
         start, _, count = wanted.partition(":")
-        if wanted and not (start.isdigit() and count.isdigit() and int(count)):
+        if wanted and not (start.isdecimal() and count.isdecimal() and int(count)):
             raise UserError(f"config.profile={wanted}: it is START:STEPS, such as 100:20")
         self._steps = range(int(start), int(start) + int(count)) if wanted else range(0)
 

@@ -107,12 +107,18 @@ def init_state(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
+    abstract: bool = False,
     **sizes: Any,
 ) -> TrainState:
-    """`fresh_state`, computed in one program."""
+    """`fresh_state`, computed in one program; `abstract`: its shapes and dtypes, nothing computed.
+
+    The shapes alone are enough for a checkpoint to be restored, and spare a start a program.
+    """
     # XLA:CPU takes 8 s to optimise the random numbers of a small network's kernels, which run once;
     # level 1 takes 2 s and gives the same weights. Level 0 rounds differently.
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu else None
     fresh = functools.partial(fresh_state, model, algorithm, optimizer, **sizes)
+    if abstract:
+        return jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.uint32))
     return jax.jit(fresh, compiler_options=options)(jnp.asarray(seed, jnp.uint32))

@@ -28,22 +28,21 @@ class BoundNet:
         images: jax.Array,
         *,
         keys: jax.Array | None = None,
-        train: bool = True,
         update: bool = True,
         method: str = "__call__",
     ) -> Any:
         """Runs the student; see `ferjax.algorithms.base.Net`."""
         variables = {"params": self._params, "batch_stats": self.batch_stats}
         out, changed = self._model.apply(
-            variables, images, train=train, keys=keys, method=method, mutable=["batch_stats"]
+            variables, images, train=True, keys=keys, method=method, mutable=["batch_stats"]
         )
-        if train and update:
+        if update:
             self.batch_stats = changed.get("batch_stats", self.batch_stats)
         return out
 
-    def teacher(self, images: jax.Array, *, method: str = "__call__") -> Any:
+    def teacher(self, images: jax.Array) -> Any:
         """Runs the EMA in evaluation mode, without gradient."""
-        return self._model.apply(jax.lax.stop_gradient(self._ema), images, method=method)
+        return self._model.apply(jax.lax.stop_gradient(self._ema), images)
 
 
 def make_step(
@@ -75,11 +74,13 @@ def make_step(
       dtype: of the views that the network gets.
       microbatches: parts that the share is worked off in, one after the other, to save memory;
         their gradients and metrics are averaged. BatchNorm and other statistics over the batch are
-        those of a part. Without such statistics the result is the same.
+        those of a part, and running averages, a method's thresholds among them, move with each
+        part. Without such statistics the result is the same.
       loops: whether the parts may run in a loop; else the program repeats them, because convolution
         gradients inside any XLA:CPU loop are 11-30 times slower (DESIGN.md).
       skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is
-        NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`.
+        NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`. The
+        optimizer's schedule stays behind by as many steps.
       class_counts: labelled images of each class, for `Batch.class_counts`.
       passes: images of each part of the batch, "labeled" and "unlabeled", where views alternate.
     """

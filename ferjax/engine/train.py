@@ -23,6 +23,7 @@ from ferjax.engine.parallel import Polls, host
 from ferjax.engine.profiler import Profiler
 from ferjax.engine.stop_signal import StopSignal
 from ferjax.engine.training_data import SELECTION_SPLIT
+from ferjax.workdir import reason, write_errors
 
 log = logging.getLogger("ferjax")
 
@@ -124,7 +125,7 @@ class _Trainer:
         if config.cpu_config and run.layout.platform == "cpu" and len(self._marks) < 2:
             self._recorder.read(0)
             self._marks.append(time.monotonic())
-            _advise(run, self._marks, end)
+            _advise(run, self._marks, (run.steps - end) / (end - self.step))
         self._bar.update(end - self.step)
         self._bar.set_postfix(self._recorder.shown, refresh=False)
         self.step = end
@@ -194,9 +195,12 @@ class _Trainer:
             return
         labels = run.dataset.splits[SELECTION_SPLIT].labels
         summary = scores.summarize(logits["ema"], labels, run.dataset.class_names)
-        (workdir / "eval").mkdir(exist_ok=True)
         record = {"split": SELECTION_SPLIT, "step": run.steps, "weights": "ema", **summary}
-        write_json(workdir / "eval" / "final.json", record, indent=2)
+        try:
+            (workdir / "eval").mkdir(exist_ok=True)
+            write_json(workdir / "eval" / "final.json", record, indent=2)
+        except write_errors(workdir) as error:  # a full disk: the scores are still printed
+            log.warning("%s/eval/final.json can't be written: %s", workdir, reason(error))
         log.info("\n%s, final EMA weights\n%s", SELECTION_SPLIT, scores.table(summary))
         log.info(
             "\nbest EMA on %s: %.2f %% at epoch %d",
@@ -245,11 +249,11 @@ def _introduce(run: Experiment, state: Any) -> None:
     )
 
 
-def _advise(run: Experiment, marks: list[float], step: int) -> None:
-    """Once a step has been timed: what the run will take on this CPU, and what to try instead."""
+def _advise(run: Experiment, marks: list[float], calls: float) -> None:
+    """Once a call has been timed: what those to come take on this CPU, and what to try instead."""
     if len(marks) < 2:
-        return  # the first step was compiled
-    hours = (marks[1] - marks[0]) * (run.steps - step) / 3600
+        return  # the first call was compiled
+    hours = (marks[1] - marks[0]) * calls / 3600
     log.info(
         "this config is sized for a GPU or TPU: on this CPU it will take about %.1f hours; try "
         "--config=%s",

@@ -49,7 +49,9 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
         be had of this set, or not while it is streamed.
     """
     data = config.data
-    rooms = {"device": float("inf"), "stream": -1.0, "auto": layout.room()}
+    # Processes on one host share a CPU's memory.
+    beside = processes.neighbours() if layout.platform == "cpu" and layout.processes > 1 else 1
+    rooms = {"device": float("inf"), "stream": -1.0, "auto": layout.room() / beside}
     room = processes.least(rooms[data.pipeline])  # hosts' memories may differ
     tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)  # as far as there
     dataset = processes.once_per_host(

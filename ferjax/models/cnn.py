@@ -12,6 +12,7 @@ windows and their stride is their size; `gap` is the mean over the map. The fina
 classes is implied. Everything before `gap` or `flatten` is `features`, the rest is `head`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from ferjax.config import UserError
 from ferjax.models import ops
-from ferjax.models.layers import BatchNorm, Conv, Dense, Dropout, PReLU, param_dtype
+from ferjax.models.layers import BatchNorm, Conv, Dense, Dropout, PReLU, check_ranges, param_dtype
 
 # The seed's CNN, "Final cnn architecture for fully supervised learning" in its slides: 4,829,319
 # numbers for 48x48x1 images and 7 classes, 64 of them BatchNorm statistics.
@@ -174,6 +175,10 @@ class Model(nn.Module):
         """One submodule for each entry that has parameters or noise, named by its place."""
         if not self.layers and self.preset not in PRESETS:
             raise UserError(f"model.preset {self.preset!r}: choose one of {', '.join(PRESETS)}")
+        check_ranges(
+            bn_momentum=(self.bn_momentum, 0, 1),
+            bn_epsilon=(self.bn_epsilon, 0, math.inf),
+        )
         self.texts = tuple(self.layers) or PRESETS[self.preset]
         self.entries = parse(self.texts)
         self.names = tuple(f"{entry[0]}_{i}" for i, entry in enumerate(self.entries))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ferjax.models import cnn
-from ferjax.models.layers import Conv, Dense, param_dtype
+from ferjax.models.layers import Conv, Dense, batch_moments, param_dtype
 
 DENOISE = ("vanilla", "gaussian", "seed", "none")
 
@@ -125,12 +125,7 @@ def standardise(
     x: jax.Array, axis_name: str | None, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(x - mean) / sqrt(var + epsilon), mean and variance [C] of x [..., C] over all devices."""
-    axes = tuple(range(x.ndim - 1))
-    moments = jnp.stack([x.mean(axes), (x * x).mean(axes)])
-    if axis_name is not None:
-        moments = lax.pmean(moments, axis_name)
-    mean, square = moments
-    var = jnp.maximum(square - mean * mean, 0)  # rounding can push a constant's below 0
+    mean, var = batch_moments(x, axis_name)
     return (x - mean) * lax.rsqrt(var + epsilon), mean, var
 
 

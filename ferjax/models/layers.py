@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ferjax.config import UserError
 from ferjax.models import ops
 
 Initializer = Callable[..., jax.Array]
@@ -21,6 +22,17 @@ Initializer = Callable[..., jax.Array]
 # Kaiming He et al. 2015, "Delving deep into rectifiers", with fan-out as in torchvision's ResNet.
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def check_ranges(**fields: tuple[float, float, float]) -> None:
+    """Refuses a model's fields, given as name=(value, least, bound), outside [least, bound).
+
+    Raises:
+      UserError: names the first one.
+    """
+    for name, (value, least, bound) in fields.items():
+        if not least <= value < bound:
+            raise UserError(f"config.model.{name}={value}: it must be in [{least:g}, {bound:g})")
 
 
 def param_dtype(dtype: Any) -> Any:
@@ -100,7 +112,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stored)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stored)
         if train:
-            mean, var = self._batch_statistics(x.astype(stored))
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean, var = batch_moments(x.astype(stored), axis_name)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -111,14 +124,16 @@ class BatchNorm(nn.Module):
         y = (x.astype(stored) - mean) * factor + bias
         return y.astype(self.dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        axes = tuple(range(x.ndim - 1))
-        moments = jnp.stack([x.mean(axes), (x * x).mean(axes)])
-        if self.axis_name is not None and not self.is_initializing():
-            moments = lax.pmean(moments, self.axis_name)
-        mean, square = moments
-        # Rounding can push the difference below zero for a constant channel.
-        return mean, jnp.maximum(square - mean * mean, 0)
+
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [C] of x [..., C], over all devices of the axis if one is named."""
+    axes = tuple(range(x.ndim - 1))
+    moments = jnp.stack([x.mean(axes), (x * x).mean(axes)])
+    if axis_name is not None:
+        moments = lax.pmean(moments, axis_name)
+    mean, square = moments
+    # Rounding can push the difference below zero for a constant channel.
+    return mean, jnp.maximum(square - mean * mean, 0)
 
 
 class PReLU(nn.Module):

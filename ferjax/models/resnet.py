@@ -4,6 +4,7 @@ Bottlenecks carry their stride on the 3x3 convolution ("v1.5"). Against torchvis
 added: the stem "cifar", 3x3 with stride 1 and no pooling, which suits 48-pixel faces.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from ferjax.config import UserError
 from ferjax.models import ops
-from ferjax.models.layers import BatchNorm, Conv, Dense, param_dtype, remat_block
+from ferjax.models.layers import BatchNorm, Conv, Dense, check_ranges, param_dtype, remat_block
 
 # depth -> (blocks of each stage, bottleneck?)
 DEPTHS = {
@@ -89,6 +90,11 @@ class Model(nn.Module):
             raise UserError(f"model.depth {self.depth}: choose one of {sorted(DEPTHS)}")
         if self.stem not in ("imagenet", "cifar"):
             raise UserError(f"model.stem {self.stem!r}: choose imagenet or cifar")
+        check_ranges(
+            width=(self.width, 1, math.inf),
+            bn_momentum=(self.bn_momentum, 0, 1),
+            bn_epsilon=(self.bn_epsilon, 0, math.inf),
+        )
         norm = {
             "axis_name": self.axis_name,
             "momentum": self.bn_momentum,

@@ -10,6 +10,7 @@ the reference's 2**20 steps: a schedule of a few thousand wants `bn_momentum` .9
 after k steps .999**k of the starting values (mean 0, variance 1) are still in.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from ferjax.models.layers import (
     Conv,
     Dense,
     Dropout,
+    check_ranges,
     kaiming_fan_out,
     param_dtype,
     remat_block,
@@ -81,6 +83,12 @@ class Model(nn.Module):
             raise UserError(
                 f"model.depth {self.depth}: a wide ResNet's depth is 6 n + 4 (16, 28..)"
             )
+        check_ranges(
+            width=(self.width, 1, math.inf),
+            dropout=(self.dropout, 0, 1),
+            bn_momentum=(self.bn_momentum, 0, 1),
+            bn_epsilon=(self.bn_epsilon, 0, math.inf),
+        )
         norm = {
             "axis_name": self.axis_name,
             "momentum": self.bn_momentum,

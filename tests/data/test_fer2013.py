@@ -243,7 +243,10 @@ def test_wrong_files_in_the_tree(small_fer2013, tmp_path):
     wrong(folder, tmp_path, "row 7 is there twice", small_fer2013.names[7], other.name)
     other.rename(folder / "validation/fear/face.jpg")
     wrong(folder, tmp_path, "fear/face.jpg is not named by its official row")
-    (folder / "validation/fear/face.jpg").rename(folder / "validation/fear/70.jpg")
+    (folder / "validation/fear/face.jpg").rename(folder / "validation/fear/1.jpg")
+    (folder / "validation/fear/1.jpg").rename(folder / f"validation/fear/{'1' * 200}.jpg")
+    wrong(folder, tmp_path, "is not named by its official row")
+    (folder / f"validation/fear/{'1' * 200}.jpg").rename(folder / "validation/fear/70.jpg")
     wrong(folder, tmp_path, "fear/70.jpg", "0 to 69")
     (folder / "validation/fear").rename(folder / "validation/contempt")
     wrong(folder, tmp_path, "'contempt'", "angry, disgust")
@@ -279,6 +282,10 @@ def test_a_broken_zip(small_fer2013, tmp_path):
     wrong(path, tmp_path, "broken zip")
     path.write_text("<html>Not found</html>")
     wrong(path, tmp_path, "broken zip")
+    # The version that is needed to unpack a member, in the directory at the end.
+    place = whole.index(b"PK\1\2") + 6
+    path.write_bytes(whole[:place] + b"\x63" + whole[place + 1 :])
+    wrong(path, tmp_path, "broken zip", "version 9.9")
     place = whole.index(small_fer2013.jpegs[20]) + 30
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
     wrong(path, tmp_path, "cannot read member " + small_fer2013.names[20], "CRC")

@@ -130,6 +130,7 @@ def test_a_copy_with_other_line_ends_is_read(small):
         ("PublicTest", "Training", "row 4 is not PublicTest"),
         ("fer0000001.png,0,10", "fer0000001.png,x,10", "row 1 is not Training"),
         ("fer0000001.png,0,10", "fer0000001.png,10", "row 1 is not Training"),
+        ("fer0000001.png,0,10", f"fer0000001.png,{5000 * '0'},10", "row 1 is not Training"),
         ("fer0000001.png,0,10", "fer0000001.png,5,10", "at most 10 votes"),
         ("fer0000001.png,0,10", "fer0000001.png,10,0", "not the published votes"),
         ("fer0000001.png", "", "not the published votes"),

@@ -287,6 +287,7 @@ def test_sources_that_are_none(tmp_path):
         ("path,class\n", "no column 'label'"),
         ("", "no column 'path'"),
         ("path,label\n,a\n", "line 2: the path is empty"),
+        ("path,label\nx\0.png,a\n", "line 2: the path is empty, or not one"),
         ("path,label\nx.png,a\nx.png,b\n", "line 3: x.png is on line 2 already"),
         ("path,label,split\nx.png,a,dev\n", "split 'dev' is none of train, validation"),
         ("path,label,split\nx.png,,test\n", "x.png is in split test and has no label"),

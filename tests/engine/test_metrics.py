@@ -134,6 +134,20 @@ def test_images_per_second_leaves_pauses_out(tmp_path, monkeypatch):
     assert read_rows(tmp_path / "metrics.jsonl")[0]["images_per_second"] == 8.0
 
 
+def test_rows_of_one_call_share_its_speed(tmp_path, monkeypatch):
+    """Three steps a call, a row every two: no row has a time of its own."""
+    clock = [100.0]
+    monkeypatch.setattr("ferjax.engine.metrics.time.monotonic", lambda: clock[0])
+    recorder = make_recorder(tmp_path)
+    for first in range(0, 12, 3):
+        clock[0] += 3  # one second a step
+        recorder.add(first, metrics(1.0, 1.0, 1.0))
+        recorder.read(0)
+    speeds = [row["images_per_second"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert speeds == [8.0] * len(speeds)
+    assert len(speeds) > 4
+
+
 @pytest.mark.parametrize("bad", [metrics(1.0, float("nan")), metrics(1.0, 1.0, norm=float("inf"))])
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, bad):
     recorder = make_recorder(tmp_path)
@@ -171,7 +185,7 @@ def test_a_diverged_state_is_not_saved(tmp_path):
     recorder = make_recorder(tmp_path)
     State = collections.namedtuple("State", "step params")
     recorder.check_state(State(np.asarray(4), {"w": np.ones(3)}))
-    with pytest.raises(NotFiniteError, match=r"'w'.* is not finite at step 4"):
+    with pytest.raises(NotFiniteError, match=r"'w'.* is not finite at step 3"):
         recorder.check_state(State(np.asarray(4), {"w": np.array([1.0, np.inf])}))
 
 

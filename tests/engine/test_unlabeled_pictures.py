@@ -80,6 +80,16 @@ def test_they_join_the_unlabelled_images(folders, tmp_path):
     assert np.abs(images[32, ..., 0] - weights @ one @ weights.T).max() < 1.5
 
 
+def test_the_devices_of_a_supervised_run_hold_none_of_them(folders, tmp_path):
+    config = make(folders, unlabeled_source=f"image_folder:{folders / 'other'}").to_dict()
+    config["algorithm"] = {"name": "supervised"}
+    run = experiment.Experiment(configs.finalize(config), tmp_path / "run")
+    assert len(run.dataset.splits["train"]) == 46
+    held = run.device_data()
+    assert held["images"].shape[-4:] == (21, 16, 16, 1)
+    assert held["targets"].shape[-2:] == (21, 2)
+
+
 def test_copies_of_test_images_are_left_out_of_them(folders, tmp_path):
     run = experiment.Experiment(make(folders, clean="leaks"), tmp_path / "run")
     assert run.subsets.dropped == {"leak": 1}

@@ -56,6 +56,10 @@ def test_one_host_may_use_its_own_disk(cloud):
     assert cloud.vm("setup").returncode == 0
     assert cloud.vm("run", "--workdir=/home/me/run", *ARGS).returncode == 0
     assert "--workdir=/home/me/run" in cloud.worker(0, "ferjax-run.sh")
+    # A path below the code would go with the next setup.
+    done = cloud.vm("run", "--workdir=runs/x", *ARGS)
+    assert done.returncode == 2
+    assert "give gs://BUCKET/PATH, or a full path" in done.stderr
 
 
 def test_a_workdir_that_a_worker_cannot_write_starts_nothing(cloud):

@@ -168,7 +168,7 @@ def test_zero_init_starts_a_block_as_its_shortcut():
     assert np.all(variables["params"]["norms_0"]["scale"] == 1)
 
 
-@pytest.mark.parametrize("wrong", [{"depth": 19}, {"stem": "vgg"}])
+@pytest.mark.parametrize("wrong", [{"depth": 19}, {"stem": "vgg"}, {"width": 0}])
 def test_wrong_fields_are_user_errors(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         jax.eval_shape(Model(**wrong).init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))

@@ -105,6 +105,16 @@ def test_remat_keeps_names_values_and_gradients():
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-5)
 
 
-def test_impossible_depth_is_a_user_error():
-    with pytest.raises(UserError, match="6 n"):
-        jax.eval_shape(Model(depth=27).init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 27}, "6 n"),
+        ({"width": 0}, r"config.model.width=0: it must be in \[1, inf\)"),
+        ({"dropout": 1.0}, r"config.model.dropout=1.0: it must be in \[0, 1\)"),
+        ({"bn_momentum": 1.5}, "bn_momentum=1.5"),
+        ({"bn_epsilon": -1.0}, "bn_epsilon=-1.0"),
+    ],
+)
+def test_impossible_fields_are_user_errors(wrong, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(Model(**wrong).init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))
