@@ -1,5 +1,6 @@
 """The report of a real, tiny run: complete, well-formed, alone; and how a browser shows it."""
 
+import io
 import json
 import re
 import shutil
@@ -8,11 +9,22 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_end_to_end import SMALL, ferjax
+
+from ferjax.report_sections import _png
 
 SECTIONS = ["score", "curves", "confusion", "classes", "calibration"]
 SECTIONS += ["predictions", "views", "gradcam", "features", "labels", "run"]
 VOID = {"meta", "link", "img", "br"}
+
+
+def test_pictures_keep_their_colours():
+    red = np.zeros((3, 4, 3), np.uint8)
+    red[..., 0] = 255
+    for image in (red, red[..., :1], red[..., 0]):
+        shown = np.asarray(Image.open(io.BytesIO(_png(image))))
+        np.testing.assert_array_equal(shown.reshape(image.shape), image)
 
 
 @pytest.fixture(scope="module")

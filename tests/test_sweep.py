@@ -199,6 +199,20 @@ def test_a_failed_run_is_marked_and_the_others_go_on(sweep_file, tmp_path):
     assert children.calls[0][1][-1].startswith("--config.stop_after_minutes=1.")
 
 
+def test_an_ensemble_of_one_is_not_scored(sweep_file, tmp_path, monkeypatch):
+    """`ferjax.evaluate` would name its file otherwise, and private_test be read each time anew."""
+    plan, place = quick_rows(sweep_file), results.epath.Path(tmp_path)
+    monkeypatch.setattr(sweep.Sweeper, "_finished", lambda self, row, seed: True)
+    row = rows.dataclasses.replace(plan.rows[0], scored="ten_crop_ensemble")
+    for seeds, splits in (((0,), []), ((0, 1), ["public_test", "private_test"])):
+        chosen = rows.dataclasses.replace(row, seeds=seeds)
+        children = Failing(0)
+        one = rows.dataclasses.replace(plan, rows=[chosen])
+        sweep.Sweeper(one, place, children)._score(finish=True)
+        read = [a.removeprefix("--split=") for _, args in children.calls for a in args]
+        assert [split for split in read if split.endswith("_test")] == splits
+
+
 def test_the_line_that_says_why(monkeypatch, tmp_path, capfd):
     """A process's own line, and its status."""
     (tmp_path / "ferjax").mkdir()
