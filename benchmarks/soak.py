@@ -1,6 +1,6 @@
 """SIGKILL at random moments: does a run that is killed again and again lose anything?
 
-    python benchmarks/soak.py [--kills=50] [--seed=0] [--table]
+    python benchmarks/soak.py [--kills=50] [--seed=0] [--signal=KILL|TERM] [--table]
 
 Trains a small network on synthetic faces twice: undisturbed, and killed `--kills` times at moments
 drawn from 0 to a few seconds after its first step of a start, so that imports, data, restoring,
@@ -8,6 +8,10 @@ compilation, steps, evaluations and saves are all hit. After each kill every fin
 read and its checksums verified, and metrics.jsonl is read. At the end parameters, EMA, statistics,
 optimizer state and metrics rows (clock fields aside) must equal the undisturbed run's bit for bit.
 About 10 s a kill on two CPU cores. Exit status 1 if anything was lost, doubled or changed.
+
+--signal=TERM asks the run to stop instead, as a preemption does: once it has taken the workdir it
+must save and exit with 75; `stop_s` are the seconds that this took (median and longest) by what it
+was doing. Before that a SIGTERM ends it at once, with nothing to save.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +29,7 @@ from pathlib import Path
 
 from common import emit, machine
 
+from ferjax.config import EXIT_PREEMPTED
 from ferjax.engine import checkpoint
 from ferjax.engine.metrics import CLOCK_FIELDS, read_rows
 
@@ -47,6 +53,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=0, help="0: 30 for each kill")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     run = (*RUN, f"--config.epochs={args.epochs or 30 * args.kills}")
@@ -57,13 +64,19 @@ def main() -> int:
         undisturbed = time.monotonic() - began
         if status:
             raise SystemExit(f"the undisturbed run ended with status {status}")
-        hits, problems = soak(run, killed, args.kills, random.Random(args.seed))
+        number = signal.Signals[f"SIG{args.signal}"]
+        times, problems = soak(run, killed, args.kills, number, random.Random(args.seed))
         problems += differences(whole, killed)
         steps = read_rows(whole / "metrics.jsonl")[-1]["step"]
     record = {
         "benchmark": "soak",
-        "kills": sum(hits.values()),
-        "hit": dict(hits),
+        "signal": args.signal,
+        "kills": sum(map(len, times.values())),
+        "hit": {where: len(found) for where, found in times.items()},
+        "stop_s": {
+            where: {"median": round(statistics.median(found), 2), "longest": round(max(found), 2)}
+            for where, found in times.items()
+        },
         "steps": steps,
         "undisturbed_s": round(undisturbed, 1),
         "problems": problems,
@@ -84,13 +97,13 @@ def start(run: tuple[str, ...], workdir: Path) -> subprocess.Popen:
 
 
 def soak(
-    run: tuple[str, ...], workdir: Path, kills: int, draw: random.Random
-) -> tuple[collections.Counter, list[str]]:
-    """Kills `kills` times, then lets the run end; (where it was hit, what went wrong)."""
-    hits: collections.Counter = collections.Counter()
+    run: tuple[str, ...], workdir: Path, kills: int, number: signal.Signals, draw: random.Random
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Sends `kills` signals, then lets the run end; (seconds to the end by place, problems)."""
+    times: dict[str, list[float]] = collections.defaultdict(list)
     problems: list[str] = []
     startup = 10.0  # seconds to the first new row; measured at each start that got so far
-    while sum(hits.values()) < kills:
+    while sum(map(len, times.values())) < kills:
         process, began = start(run, workdir), time.monotonic()
         before = newest(workdir)
         after = draw.uniform(0, startup) if draw.random() < 0.4 else None
@@ -100,15 +113,20 @@ def soak(
                 startup = time.monotonic() - began
                 deadline = time.monotonic() + draw.uniform(0, 3)
             time.sleep(0.005)
-        if process.poll() is None:
-            hits[phase(workdir, before)] += 1
-            process.send_signal(signal.SIGKILL)
+        where, sent = phase(workdir, before), time.monotonic()
+        process.send_signal(number)
         status = process.wait()
         if status == 0:
-            problems.append(f"the run ended after {sum(hits.values())} kills: give more --epochs")
-            return hits, problems
-        if status != -signal.SIGKILL:
-            problems.append(f"status {status} instead of a kill")
+            problems.append("the run ended before its last signal: give more --epochs")
+            return times, problems
+        allowed = {-number}
+        if number == signal.SIGTERM:
+            allowed = {EXIT_PREEMPTED, -number} if where == "starting" else {EXIT_PREEMPTED}
+        if status == -number == -signal.SIGTERM:
+            where = "starting, nothing taken yet"
+        times[where].append(time.monotonic() - sent)
+        if status not in allowed:
+            problems.append(f"status {status} after {number.name} while {where}")
         for path in checkpoint.saved(workdir):
             try:
                 checkpoint.read(path)
@@ -118,7 +136,7 @@ def soak(
         problems.append(f"the last start ended with status {status}")
     if (workdir / "damaged").exists():
         problems.append("a checkpoint was found damaged")
-    return hits, problems
+    return times, problems
 
 
 def newest(workdir: Path) -> int:

@@ -8,7 +8,7 @@ Supervised, as published. Ours: mild augmentation, and more epochs with fewer la
 from ferjax.rows import Row, Sweep
 
 PUBLISHED = {10: 40, 20: 45, 30: 49, 50: 53, 100: 59}
-EPOCHS = {10: 40, 20: 25, 30: 20, 50: 16, 100: 12}
+EPOCHS = {10: 40, 20: 20, 30: 14, 50: 12, 100: 12}
 
 
 def get_sweep(cpu: bool = False) -> Sweep:
