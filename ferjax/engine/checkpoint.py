@@ -27,6 +27,7 @@ from ferjax.workdir import COMMITTED, absolute, is_remote, move, reason, write_e
 
 log = logging.getLogger("ferjax")
 
+_OLD = "deleted"  # below the checkpoints; see `Checkpoints._empty`
 _OVERHEAD = 1 << 16  # bytes of a checkpoint beside its arrays: names, shapes, meta
 
 
@@ -35,7 +36,7 @@ class Checkpoints:
 
     Args:
       directory: `<workdir>/checkpoints`.
-      keep: how many of the latest are kept, besides the best by accuracy on public_test.
+      keep: how many of the latest are kept, besides the best by accuracy on public_test; 2 for 1.
 
     Attributes:
       failed: whether the newest save has failed.
@@ -46,7 +47,8 @@ class Checkpoints:
         # TensorStore's RESOURCE_EXHAUSTED is a ValueError.
         self._write_errors: tuple[type[Exception], ...] = (*write_errors(directory), ValueError)
         policies = [
-            checkpoint_managers.LatestN(keep),
+            # Two at least: the newest may have to be deleted to be saved anew, see `save`.
+            checkpoint_managers.LatestN(max(keep, 2)),
             checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics["accuracy"],
                 n=1,
@@ -59,7 +61,9 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["accuracy"],
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # of saves that a kill cut off
+            todelete_subdir=_OLD,
         )
+        self._empty()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._saving, self._needed = 0, 0  # the step in flight, the bytes that it takes
         self.failed = False
@@ -83,6 +87,7 @@ class Checkpoints:
             nothing is saved.
         """
         self.wait()
+        self._empty()
         step, tree = int(state.step), to_state_dict(state)
         self._saving, self.failed = step, False
         self._needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
@@ -141,6 +146,16 @@ class Checkpoints:
             "see to the bucket" if is_remote(self.directory) else "free some room",
         )
 
+    def _empty(self) -> None:
+        """Removes what the manager has moved aside instead of deleting it.
+
+        A kill in the middle of a deletion would leave a part of a checkpoint under its own name.
+        (A bucket knows no renaming: there the part stays until it is deleted again, and does not
+        pass for a checkpoint.)
+        """
+        if not is_remote(self.directory) and jax.process_index() == 0:
+            shutil.rmtree(self.directory / _OLD, ignore_errors=True)
+
     def _remove_unfinished(self) -> None:
         if is_remote(self.directory):
             # There is no temporary name: what lacks Orbax's last file is not finished.
@@ -154,6 +169,7 @@ class Checkpoints:
     def close(self) -> None:
         """Finishes the save in flight and lets go of the directory."""
         self.wait()
+        self._empty()
         self._manager.close()
 
 

@@ -55,6 +55,30 @@ def test_latest_and_best_are_kept(tmp_path):
         checkpoint.choose(tmp_path, "5")
 
 
+def test_a_kill_while_old_ones_are_deleted_leaves_no_part_of_one(tmp_path, monkeypatch):
+    """What is to be deleted is moved aside first, under a name that is no checkpoint's."""
+
+    def killed(path, ignore_errors=False):
+        raise KeyboardInterrupt(path)
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints.save(make_state(1), {"row": {}}, None)
+    checkpoints.save(make_state(2), {"row": {}}, None)
+    checkpoints.save(make_state(3), {"row": {}}, None)
+    checkpoints.wait()
+    monkeypatch.setattr("ferjax.engine.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt, match="deleted"):
+        checkpoints.save(make_state(4), {"row": {}}, None)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoint.saved(tmp_path)] == ["2", "3"]  # keep=1 keeps two
+    assert (tmp_path / "checkpoints/deleted/1").is_dir()
+    state, _ = checkpoint.restore_latest(tmp_path, make_state(0))
+    assert equal(state, make_state(3))
+    # The next trainer finishes the deletion.
+    Checkpoints(tmp_path / "checkpoints", 1).close()
+    assert steps(tmp_path) == [2, 3]
+
+
 def test_restored_state_is_equal(tmp_path):
     save_all(tmp_path, {4: 0.5})
     state, meta = checkpoint.restore_latest(tmp_path, make_state(0))
