@@ -115,7 +115,7 @@ def base() -> ConfigDict:
             },
             "ema_decay": 0.999,  # of weights and statistics; starts as min(d, (1 + t) / (10 + t))
             "evaluate": {"every_epochs": 1, "batch_size": 256},
-            "checkpoint": {"every_minutes": 5.0, "keep": 2},
+            "checkpoint": {"every_minutes": 5.0, "keep": 2},  # keep: of the latest, at least 2
             "log_every": 20,  # steps a row of metrics.jsonl
             "parallel": "pmap",  # pmap | shard_map
             "deterministic": False,  # the same bits in every run on a GPU, at some cost in speed
