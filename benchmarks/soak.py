@@ -11,7 +11,7 @@ About 10 s a kill on two CPU cores. Exit status 1 if anything was lost, doubled 
 
 --signal=TERM asks the run to stop instead, as a preemption does: once it has taken the workdir it
 must save and exit with 75; `stop_s` are the seconds that this took (median and longest) by what it
-was doing. Before that a SIGTERM ends it at once, with nothing to save.
+was doing. Before its handlers are there ("importing") a SIGTERM ends it at once.
 """
 
 import argparse
@@ -46,6 +46,8 @@ RUN = (
     "--config.evaluate.every_epochs=3",
     "--config.checkpoint.every_minutes=0.01",
 )
+
+DEVICES = b"ferjax: devices: "
 
 
 def main() -> int:
@@ -105,7 +107,7 @@ def soak(
     startup = 10.0  # seconds to the first new row; measured at each start that got so far
     while sum(map(len, times.values())) < kills:
         process, began = start(run, workdir), time.monotonic()
-        before = newest(workdir)
+        before, known = newest(workdir), len(lines(workdir))
         after = draw.uniform(0, startup) if draw.random() < 0.4 else None
         deadline = began + after if after else None
         while process.poll() is None and (deadline is None or time.monotonic() < deadline):
@@ -113,17 +115,16 @@ def soak(
                 startup = time.monotonic() - began
                 deadline = time.monotonic() + draw.uniform(0, 3)
             time.sleep(0.005)
+        if (status := process.poll()) is not None:
+            problems.append(f"a start ended with status {status} before its signal: more --epochs?")
+            return times, problems
         where, sent = phase(workdir, before), time.monotonic()
+        handled = DEVICES in lines(workdir)[known:]  # a line that comes after the handlers
         process.send_signal(number)
         status = process.wait()
-        if status == 0:
-            problems.append("the run ended before its last signal: give more --epochs")
-            return times, problems
-        allowed = {-number}
-        if number == signal.SIGTERM:
-            allowed = {EXIT_PREEMPTED, -number} if where == "starting" else {EXIT_PREEMPTED}
-        if status == -number == -signal.SIGTERM:
-            where = "starting, nothing taken yet"
+        allowed = {-number} if number == signal.SIGKILL else {EXIT_PREEMPTED}
+        if not handled and status == -number:
+            where, allowed = "importing", {-number}
         times[where].append(time.monotonic() - sent)
         if status not in allowed:
             problems.append(f"status {status} after {number.name} while {where}")
@@ -142,6 +143,12 @@ def soak(
 def newest(workdir: Path) -> int:
     """The newest saved step."""
     return max((int(path.name) for path in checkpoint.saved(workdir)), default=0)
+
+
+def lines(workdir: Path) -> bytes:
+    """The log of the run so far."""
+    log = workdir / "logs" / "process_0.log"
+    return log.read_bytes() if log.exists() else b""
 
 
 def phase(workdir: Path, before: int) -> str:

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ _IN_CONFIGS = (
 # Where frames of a traceback come from that are not the config's file.
 _LIBRARIES = (
     *(str(Path(module.__file__ or "").parent) for module in (ml_collections, app)),
-    *(__file__, "<"),
+    *(str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<"),
 )
 
 
@@ -83,8 +84,9 @@ def _one_line(text: str) -> str:
     what = trace.strip().splitlines()[-1]
     if what.endswith("get_config() takes 0 positional arguments but 1 was given"):
         return f"{' '.join(head.split()[:2])} this config has no variants, give FILE.py alone"
-    place = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
-    return f"{' '.join(head.split())} {what} ({place[0]}, line {place[1]})"
+    places = re.findall(r'File "(.+)", line (\d+)', trace)
+    file, line = next((p for p in reversed(places) if not p[0].startswith(_LIBRARIES)), places[-1])
+    return f"{' '.join(head.split())} {what} ({file}, line {line})"
 
 
 def _blame(error: Exception) -> str:

@@ -42,10 +42,12 @@ def main() -> int:
     path = config_flags.get_config_filename(FLAGS["config"])
     try:
         given = FLAGS.config.to_dict()
-    except FileNotFoundError:
-        raise UserError(f"--config={path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"--config={path}: {reason(error)}") from None
+    except OSError as error:  # ml_collections keeps it until the config is asked for
+        cause = error.__cause__ or error
+        if not os.path.isfile(path.split(":", 1)[0]):
+            raise UserError(f"--config={path}: no such file") from None
+        named = getattr(cause, "filename", None) or ""
+        raise UserError(f"--config={path}: {named} {reason(cause)}") from None
     original = configs.from_file(*path.split(":", 1)).to_dict()
     given = configs.switch_modules(given, original)
     given["name"] = given.get("name") or config_name(path)

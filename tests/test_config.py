@@ -170,13 +170,18 @@ def test_switching_modules_keeps_what_was_asked_for():
     [
         ("c = base()\nc.optimiser.learning_rate = 0.1\n", "line 2: AttributeError: .*optimiser"),
         ("from ferjax.nothing import x\n", "line 1: ModuleNotFoundError"),
+        (
+            "from ferjax.config import base\n\n\n"
+            "def get_config():\n    c = base()\n    c.epochs = 'ten'\n    return c\n",
+            "TypeError: .*line 6",
+        ),
         ("def f(:\n", "line 1: SyntaxError: "),
         ("def get_config():\n    return int('x')\n", "ValueError: invalid literal .*line 2"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_by_its_line(text, said, tmp_path):
     path = tmp_path / "mine.py"
-    head = "" if text.startswith("def") or "nothing" in text else "from ferjax.config import base; "
+    head = "from ferjax.config import base; " if text.startswith("c =") else ""
     path.write_text(head + text)
     code = (
         "from absl import flags; from ml_collections import config_flags;"

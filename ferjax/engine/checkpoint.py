@@ -94,10 +94,10 @@ class Checkpoints:
         if obstacle := processes.first(lambda: self._obstacle(before)):
             self._warn(obstacle)
             return
-        if step in self._manager.all_steps():
-            # It was saved before it was scored. A kill in between loses it, not the one before.
-            self._manager.delete(step)
         try:
+            if step in self._manager.all_steps():
+                # It was saved before it was scored. A kill in between loses it, not the one before.
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -150,8 +150,7 @@ class Checkpoints:
         """Removes what the manager has moved aside instead of deleting it.
 
         A kill in the middle of a deletion would leave a part of a checkpoint under its own name.
-        (A bucket knows no renaming: there the part stays until it is deleted again, and does not
-        pass for a checkpoint.)
+        (A bucket knows no renaming: there the part stays until it is deleted again.)
         """
         if not is_remote(self.directory) and jax.process_index() == 0:
             shutil.rmtree(self.directory / _OLD, ignore_errors=True)

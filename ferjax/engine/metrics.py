@@ -343,7 +343,7 @@ class Recorder:
 
     def _refuse(self, what: str, value: Any, step: int) -> None:
         last = self._last_good()
-        note = self._run.workdir / "not_finite.json"
+        note, where = self._run.workdir / "not_finite.json", ""
         if self._run.layout.process == 0:
             content = {
                 "step": step,
@@ -352,10 +352,12 @@ class Recorder:
                 "rows": self._run.rows(step),
             }
             with contextlib.suppress(*write_errors(note)):  # the message below matters more
+                note.unlink(missing_ok=True)  # of an earlier step
                 note.write_text(json.dumps(content) + "\n")
+                where = f"; the rows of the step's images are in {note}"
         raise NotFiniteError(
             f"{what} is {value} at step {step}; the last good checkpoint is "
-            f"{f'step {last}' if last else 'none'}; the rows of the step's images are in {note}: "
+            f"{f'step {last}' if last else 'none'}{where}: "
             "lower config.optimizer.learning_rate or clip with config.optimizer.clip_norm, in "
             "another --workdir"
         )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 from etils import epath
@@ -63,9 +64,9 @@ def train(config: FrozenConfigDict, workdir: epath.Path) -> int:
                 return EXIT_FAILED
             log.info("stopped at step %d of %d, saved: start again to go on", *trainer.progress)
             return EXIT_PREEMPTED
-        trainer.finish()
-        if trainer.checkpoints.failed:
-            log.error("the last step is not saved: free some room, and start again")
+        whole = trainer.finish()
+        if trainer.checkpoints.failed or not whole:
+            log.error("not all of the end is saved: free some room, and start again")
             return EXIT_FAILED
     return EXIT_OK
 
@@ -86,6 +87,8 @@ class _Trainer:
         if restored := restore_latest(workdir, state):
             state, meta = restored
             log.info("resumed at step %d of %d", int(state.step), run.steps)
+        elif isinstance(state.step, jax.ShapeDtypeStruct):  # another trainer's was there, and went
+            state = run.init_state()
         self.step, self._best = int(state.step), meta["best"]
         self.unscored = bool(meta.get("unscored"))
         self._logits: dict[str, np.ndarray] = {}
@@ -186,21 +189,23 @@ class _Trainer:
         split = dataset.splits[SELECTION_SPLIT]
         return boards.draw(self._logits["ema"], split.images, split.labels, dataset.class_names)
 
-    def finish(self) -> None:
-        """Prints the table of the final EMA weights and where everything is."""
+    def finish(self) -> bool:
+        """Prints the table of the final EMA weights; False if a full disk did not take it."""
         self._bar.close()
         run, config, workdir = self._run, self._run.config, self._run.workdir
         logits = self._logits or run.evaluate(self._state)
         if run.layout.process:
-            return
+            return True
         labels = run.dataset.splits[SELECTION_SPLIT].labels
         summary = scores.summarize(logits["ema"], labels, run.dataset.class_names)
         record = {"split": SELECTION_SPLIT, "step": run.steps, "weights": "ema", **summary}
+        whole = True
         try:
             (workdir / "eval").mkdir(exist_ok=True)
             write_json(workdir / "eval" / "final.json", record, indent=2)
-        except write_errors(workdir) as error:  # a full disk: the scores are still printed
+        except write_errors(workdir) as error:  # the scores are still printed
             log.warning("%s/eval/final.json can't be written: %s", workdir, reason(error))
+            whole = False
         log.info("\n%s, final EMA weights\n%s", SELECTION_SPLIT, scores.table(summary))
         log.info(
             "\nbest EMA on %s: %.2f %% at epoch %d",
@@ -211,6 +216,7 @@ class _Trainer:
         if "private_test" in run.dataset.split_names:
             evaluate += " --split=private_test"
         log.info("next: %s", config.next_command or evaluate)
+        return whole
 
 
 @contextlib.contextmanager

@@ -38,8 +38,7 @@ class FakeNet:
     def __init__(self):
         self.calls, self.seen = [], []
 
-    def __call__(self, images, *, keys=None, train=True, update=True, method="__call__"):
-        assert train
+    def __call__(self, images, *, keys=None, update=True, method="__call__"):
         assert keys is None or len(keys) == len(images)
         self.calls.append((method, len(images), update))
         self.seen.append(images)
@@ -50,7 +49,7 @@ class FakeNet:
             return flat[:, :C], flat
         return flat[:, -4:] if method == "rotation" else flat[:, :C]
 
-    def teacher(self, images, *, method="__call__"):
+    def teacher(self, images):
         self.calls.append(("teacher", len(images), False))
         self.seen.append(images)
         return 0.5 * images.reshape(len(images), -1)[:, :C]
