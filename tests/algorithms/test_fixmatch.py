@@ -11,7 +11,6 @@ import pytest
 from ferjax.algorithms import fixmatch, supervised
 from ferjax.algorithms.base import Batch, Part, Time
 from ferjax.config import UserError
-from ferjax.engine.step import BoundNet
 
 N, MU, C = 5, 3, 7
 
@@ -22,8 +21,8 @@ class LinearNet:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, images, *, keys=None, train=True, update=True, method="__call__"):
-        self.calls.append((len(images), len(keys), train, update))
+    def __call__(self, images, *, keys=None, update=True, method="__call__"):
+        self.calls.append((len(images), len(keys), update))
         return images.reshape(len(images), -1)[:, :C]
 
 
@@ -130,12 +129,14 @@ def test_joint_equals_split_without_batch_statistics():
         labeled = jax.tree.map(lambda x: x[:8], part)
         batch = Batch(labeled, part, lambda x: x)
 
-        class EvalNet(BoundNet):
-            def __call__(self, images, **kwargs):
-                return super().__call__(images, **{**kwargs, "train": False})
+        model = small.model.clone(axis_name=None)
 
         def loss(params, forward):
-            net = EvalNet(small.model.clone(axis_name=None), params, state.batch_stats, state.ema)
+            variables = {"params": params, "batch_stats": state.batch_stats}
+
+            def net(images, **kwargs):
+                return model.apply(variables, images)
+
             method = fixmatch.Algorithm(mu=3, threshold=0.15, forward=forward)
             return method.loss(net, batch, {}, Time(0, 0.0))[0]
 
@@ -156,7 +157,7 @@ def test_which_views_are_normalised_together(batch):
         fixmatch.Algorithm(mu=MU, forward=forward).loss(net, batch, {}, Time(0, 0.0))
         assert [call[0] for call in net.calls] == rows
         # Strong views alone must not enter the running statistics.
-        assert [call[3] for call in net.calls] == (
+        assert [call[2] for call in net.calls] == (
             [True, False, True] if rows[2:] else [True] * len(rows)
         )
         assert all(call[0] == call[1] for call in net.calls)  # a key for each row
