@@ -106,7 +106,7 @@ def decode(content: bytes, name: str) -> Weights:
             facts=described["facts"],
         )
     except (safetensors.SafetensorError, *_NOT_OURS) as error:
-        raise UserError(f"{name} is damaged: {' '.join(str(error).split())[:200]}") from None
+        raise _damaged(name, error) from None
 
 
 def read(source: str | os.PathLike[str]) -> Weights:
@@ -130,7 +130,11 @@ def config(source: str | os.PathLike[str]) -> FrozenConfigDict:
     try:
         return configs.finalize(described["config"])
     except _NOT_OURS as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+        raise _damaged(str(path), error) from None
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"{name} is damaged: {' '.join(str(error).split())[:200]}")
 
 
 def _path(source: str | os.PathLike[str]) -> epath.Path:
