@@ -226,6 +226,9 @@ def _collect(
     if _worth(summary) < _worth(read_json(path)):
         log.info("left out: %s: %s is of a longer run", workdir, path)
         return
+    if _found(summary) == _found(read_json(path)):
+        log.info("%s: %s says the same", workdir, path)  # and names the code of its own time
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     configs.write_json(path, summary, indent=1)
     log.info("%s: %s", workdir, path)
@@ -235,6 +238,11 @@ def _worth(summary: Summary) -> tuple[bool, int, float]:
     """Of two runs of one config and seed, which to keep: the finished, the scored, the longer."""
     scores = len(summary.get("scores", {}))
     return summary.get("state") == "done", scores, summary.get("epochs_done", -1.0)
+
+
+def _found(summary: Summary) -> str:
+    """A summary without what differs each time it is written."""
+    return json.dumps({**summary, "code": "", "time": ""}, sort_keys=True)
 
 
 def _seconds(metrics: Sequence[Mapping[str, Any]]) -> float:

@@ -152,6 +152,13 @@ def collected(sweep_file, workdir, tmp_path):
     text = results.render(plan, digests, results.read(directory))
     private = json.loads((workdir / "few/0/eval/private_test.json").read_text())["accuracy"]
     assert len(re.findall(rf"^\| (?:few|same) .*\| {100 * private:.2f} ", text, re.M)) == 2
+    # Collected again, it still names the code and time of the first time.
+    first = json.loads((directory / "few/0.json").read_text())
+    marked = {**first, "code": "of its day", "time": "then"}
+    (directory / "few/0.json").write_text(json.dumps(marked))
+    (workdir / "few/0/summary.json").unlink()
+    results._collect(place, plan, digests, directory)
+    assert json.loads((directory / "few/0.json").read_text()) == marked
     # A shorter run does not take its place.
     kept = (directory / "few/0.json").read_text()
     (workdir / "few/0/eval/final.json").unlink()

@@ -9,7 +9,8 @@ settings: configs/seeds/cnn_l2.py.
 
 Result with 10 %, seed 0, one core of an AMD EPYC (Zen 3): private_test 53.27 % (95 %: 51.64 to
 54.90), best checkpoint by public_test (52.19 %, epoch 36; final EMA 51.91 %). Some 47 minutes of
-CPU; RESULTS.md's minutes hold pauses. With 30 %: not measured.
+CPU; RESULTS.md's minutes hold pauses. With 30 %, 14 epochs: 55.42 % (53.79 to 57.04), best
+checkpoint the final one (public_test 54.22 %), some 35 minutes of CPU.
 """
 
 from pathlib import Path
