@@ -27,7 +27,7 @@ from ferjax import config as configs
 from ferjax import runtime
 from ferjax.algorithms.base import BaseAlgorithm
 from ferjax.augment import policies
-from ferjax.config import EXIT_OK, EXIT_USER_ERROR, UserError
+from ferjax.config import EXIT_OK, UserError
 from ferjax.data.batches import Batches
 from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, host
@@ -306,7 +306,7 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"ferjax: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(error.status)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:

@@ -32,7 +32,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs a command: parses the flags, calls `main`, and exits with the right status.
 
     0: done; 2: what the user gave is wrong (one line on stderr, no traceback); 75: preempted after
-    saving; 1: anything else.
+    saving; 1: anything else (one line, too, if something outside did not answer).
     """
 
     # A file's name may hold bytes that are no text.
@@ -70,7 +70,7 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             status = main()
         except UserError as error:
-            _exit_with(str(error))
+            _exit_with(str(error), error.status)
         sys.exit(status or EXIT_OK)
 
     app.run(guarded, flags_parser=parse)
@@ -100,6 +100,6 @@ def _blame(error: Exception) -> str:
     return f"the config, or a --config.KEY=VALUE that it does not fit: {said}"
 
 
-def _exit_with(message: str) -> None:
+def _exit_with(message: str, status: int = EXIT_USER_ERROR) -> None:
     print(f"ferjax: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(status)

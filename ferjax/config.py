@@ -58,8 +58,20 @@ class UserError(Exception):
     """Something the user gave is wrong.
 
     The message is one line: what is wrong, where, and how to mend it. Commands print it without a
-    traceback and exit with status 2.
+    traceback and exit with `status`.
     """
+
+    status = EXIT_USER_ERROR
+
+
+class UnreachableError(UserError):
+    """Something outside did not answer: a server, a bucket, another process.
+
+    What the user gave may be right, so that the same command, started again, may work. Launchers
+    go by the status: they start a 1 again and give up at a 2.
+    """
+
+    status = EXIT_FAILED
 
 
 def base() -> ConfigDict:

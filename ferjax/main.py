@@ -56,6 +56,10 @@ def main() -> int:
         if value and not is_remote(value):
             # A later command may be started elsewhere.
             given["data"][key] = os.path.abspath(os.path.expanduser(value))
+    kind, colon, value = given.get("data", {}).get("unlabeled_source", "").partition(":")
+    if value and not is_remote(value):
+        value = os.path.abspath(os.path.expanduser(value))
+        given["data"]["unlabeled_source"] = kind + colon + value
     config = configs.finalize(given)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}")
     runtime.start(

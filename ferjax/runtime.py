@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
-from ferjax.config import EXIT_FAILED, UserError
+from ferjax.config import EXIT_FAILED, UnreachableError, UserError
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("ferjax")
@@ -209,7 +209,8 @@ def from_environment(environ: Mapping[str, str]) -> Join | None:
         return "SLURM", {"cluster_detection_method": "slurm"}
     if several("OMPI_COMM_WORLD_SIZE"):
         ranks = ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
-        need(*ranks, mend="start it with mpirun")
+        flags = "--coordinator, --num_processes and --process_id"
+        need(*ranks, mend=f"start it with mpirun of Open MPI 4; with 5 give {flags}")
         return "Open MPI", {"cluster_detection_method": "ompi"}
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts and environ.get("JAX_PLATFORMS", "tpu") != "cpu":
@@ -257,9 +258,9 @@ def _initialize(how: str, arguments: dict[str, Any], timeout: int) -> None:
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=timeout + _JAX_WAITS_LONGER)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the processes can't meet ({how}): {' '.join(str(error).split())}"
-        ) from None
+        # A ValueError is about what was given, the other about what the rest did.
+        kind = UserError if isinstance(error, ValueError) else UnreachableError
+        raise kind(f"the processes can't meet ({how}): {' '.join(str(error).split())}") from None
     finally:
         timer.cancel()
     if jax.process_index() == 0:

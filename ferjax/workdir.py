@@ -22,7 +22,7 @@ from typing import Any
 
 from etils import epath
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 
 # Else epath would take gs:// through TensorFlow wherever that is installed. It reads this once,
 # when a path is first used.
@@ -287,6 +287,7 @@ def _connect(name: str) -> Any:
 
     Raises:
       UserError: it can't be used.
+      UnreachableError: Google Cloud Storage does not answer.
     """
     import fsspec
     from google.api_core import exceptions
@@ -312,4 +313,4 @@ def _connect(name: str) -> Any:
             "set GOOGLE_APPLICATION_CREDENTIALS"
         ) from None
     except (exceptions.GoogleAPIError, OSError) as error:
-        raise UserError(f"{where} can't be reached: {reason(error)}") from None
+        raise UnreachableError(f"{where} can't be reached: {reason(error)}") from None

@@ -93,5 +93,8 @@ if [[ -n $dry_run ]]; then
   printf '%s\n' "$manifest"
 else
   command -v kubectl >/dev/null || wrong "kubectl is not installed"
+  # `apply` would leave a finished one as it is and say that all is well.
+  ! kubectl get jobset "${values[NAME]}" >/dev/null 2>&1 ||
+    wrong "${values[NAME]} is there already: kubectl delete jobset ${values[NAME]} first (the workdir stays)"
   kubectl apply -f - <<<"$manifest"
 fi

@@ -12,7 +12,7 @@
 #                     nothing more, after the last lines of each worker's log were printed
 #   --poll=SECONDS    60
 #   --max-failures=N  3: so often the run is started again after a failure that is not the user's
-#   --max-refusals=N  3: so often in a row the request may end as FAILED before it was ever granted
+#   --max-refusals=N  3: so often in a row the request may be refused or end as FAILED
 #   --runtime=IMAGE --service-account=EMAIL --network=N --subnetwork=N --internal-ip --env=NAME=VALUE
 #   --dry-run         prints the gcloud commands of one undisturbed run instead
 #
@@ -49,15 +49,24 @@ request() {
   request_state=${request_state:-NONE}
 }
 
+# Both fail as gcloud does, which may be a fault of the moment.
 create() {
   local flags
   mapfile -t flags < <(create_flags)
-  queued create "$name" --node-id="$name" --runtime-version="$runtime" "${flags[@]}" ||
-    fail "the request was refused; what gcloud said is above"
+  queued create "$name" --node-id="$name" --runtime-version="$runtime" "${flags[@]}"
 }
 
 delete() {
-  queued delete "$name" --force --quiet || fail "$name could not be deleted: it may still cost money"
+  queued delete "$name" --force --quiet
+}
+
+delete_now() {
+  delete || fail "$name could not be deleted: it may still cost money"
+}
+
+# Once more at the next look, if it fails.
+delete_then() {
+  delete || sleep "$poll"
 }
 
 vm() {
@@ -80,7 +89,7 @@ finish() {
     say "$name is left as it is and costs money: launch/tpu_queued.sh delete ends that"
   else
     vm logs --lines=50 || true
-    delete
+    delete_now
   fi
   exit "$1"
 }
@@ -99,8 +108,8 @@ train() {
     plan
     return
   fi
-  # set_up: this clone is on the TPU; seen: its run was running, or started, under these eyes.
-  local failures=0 refusals=0 silences=0 set_up='' seen='' said=''
+  # Under these eyes: granted: there was a TPU; set_up: this clone is on it; seen: its run was running.
+  local failures=0 refusals=0 silences=0 granted='' set_up='' seen='' said=''
   while true; do
     if ! request '' || { [[ $request_state == ACTIVE ]] && ! node ''; }; then
       say "gcloud did not answer; trying again in $poll s"
@@ -112,20 +121,27 @@ train() {
     case $request_state in
       NONE)
         set_up='' seen=''
-        create
+        create || {
+          # What was granted once is asked for rightly.
+          refusals=$((refusals + 1))
+          if [[ -z $granted ]] || ((refusals >= max_refusals)); then
+            fail "the request was refused; what gcloud said is above"
+          fi
+          sleep "$poll"
+        }
         ;;
       FAILED)
         [[ -n $seen ]] || refusals=$((refusals + 1))
-        delete
+        delete_then
         ((refusals < max_refusals)) ||
           fail "the request ended as FAILED $refusals times: see the message above, quota and zone"
         ;;
       SUSPENDED)
         say "preempted: asking for another, the run goes on from $workdir"
-        delete
+        delete_then
         ;;
       ACTIVE)
-        refusals=0
+        granted=yes refusals=0
         active
         ;;
       *) sleep "$poll" ;; # in the queue, or on its way in or out
@@ -139,7 +155,7 @@ active() {
     READY) ;;
     PREEMPTED | TERMINATED)
       say "preempted: asking for another, the run goes on from $workdir"
-      delete
+      delete_then
       return
       ;;
     *)
@@ -237,7 +253,7 @@ case $task in
   train) train ;;
   delete)
     request ACTIVE || fail "can't list the queued resources of $zone"
-    if [[ $request_state == NONE ]]; then say "there is no $name in $zone"; else delete; fi
+    if [[ $request_state == NONE ]]; then say "there is no $name in $zone"; else delete_now; fi
     ;;
   status)
     request ACTIVE || fail "can't list the queued resources of $zone"

@@ -90,7 +90,10 @@ setup() {
 remote_setup() {
   cat <<'REMOTE'
 set -eu
-if systemctl is-active --quiet ferjax; then echo "a run is going on: stop it first" >&2; exit 2; fi
+case $(systemctl show ferjax -p SubState) in
+  SubState=dead | SubState=exited | SubState=failed) ;;
+  *) echo "a run is going on: stop it first" >&2; exit 2 ;;
+esac
 rm -rf ferjax && mkdir ferjax && tar -xzf ferjax.tar.gz -C ferjax
 bash ferjax/launch/tpu_worker.sh setup
 REMOTE

@@ -53,8 +53,11 @@ free_tpu() {
   call sudo rm -f "$LOCK"
 }
 
+# Not is-active: that is also what a finished run is (RemainAfterExit), and not one between two starts.
 not_running() {
-  ! systemctl is-active --quiet "$UNIT" || wrong "a run is going on: stop it first"
+  case $(status) in
+    *" running "* | *" restarting "*) wrong "a run is going on: stop it first" ;;
+  esac
 }
 
 setup() {

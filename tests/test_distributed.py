@@ -5,9 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+from children import wait_until
 from test_end_to_end import ROOT, SMALL, environment, ferjax, rows, saved
 
 from ferjax.engine import checkpoint
@@ -71,11 +71,7 @@ def test_two_processes_train_what_one_does(alone, tmp_path):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(alone, tmp_path):
     args = [*SMALL, f"--workdir={tmp_path}", "--config.checkpoint.every_minutes=0"]
     processes = start(2, *args)
-    deadline = time.monotonic() + 240
-    while not saved(tmp_path):
-        assert all(p.poll() is None for p in processes)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: saved(tmp_path), *processes)
     processes[1].send_signal(signal.SIGTERM)
     done = finish(processes)
     assert [status for status, *_ in done] == [75, 75], done[0][2] + done[1][2]

@@ -9,6 +9,7 @@ import time
 import types
 
 import pytest
+from children import wait_until
 from test_end_to_end import ROOT, environment
 
 from ferjax import config as configs
@@ -62,11 +63,8 @@ def test_stopped_gone_on_with_and_finished(sweep_file, tmp_path, data_dir, monke
     workdir = tmp_path / "sweep"
     run = {"cwd": ROOT, "env": environment(), "text": True, "stderr": subprocess.PIPE}
     first = subprocess.Popen(command(sweep_file, workdir), stdout=subprocess.PIPE, **run)
-    deadline = time.monotonic() + 240
-    while not list(workdir.glob("few/0/checkpoints/[0-9]*/commit_success.txt")):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    saved = "few/0/checkpoints/[0-9]*/commit_success.txt"
+    wait_until(lambda: list(workdir.glob(saved)), first)
     first.send_signal(signal.SIGTERM)
     out, err = first.communicate(timeout=240)
     assert first.returncode == 75, out + err

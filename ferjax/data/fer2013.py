@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 from ferjax.data import sources
 from ferjax.data.builder import EMOTIONS, SIDE, ArrayBuilder, Face, data_folder
 
@@ -41,6 +41,7 @@ CLASS_TABLE = {
     "private_test": (491, 55, 528, 879, 594, 416, 626),
 }
 _TIMEOUT = 60.0  # seconds without a byte
+_INSTEAD = f"a copy (folder, zip, fer2013.csv or icml_face_data.csv) with {sources.GIVE}"
 
 _DESCRIPTION = """\
 FER2013: faces found by web search for emotion keywords, cropped by a face detector to 48x48 grey
@@ -124,7 +125,7 @@ class Fer2013(ArrayBuilder):
         with tempfile.TemporaryDirectory(prefix="ferjax-") as folder:
             path = Path(folder) / "fer2013.zip"
             log.info("downloading FER2013 from %s", self._url)
-            download(self._url, path)
+            download(self._url, path, _INSTEAD)
             return self._checked(sources.read(os.fspath(path), self._url), self._url)
 
     def _checked(self, faces: list[Face], where: str) -> dict[str, list[Face]]:
@@ -157,11 +158,12 @@ class Fer2013(ArrayBuilder):
 Builder = Fer2013
 
 
-def download(url: str, path: Path) -> None:
-    """Fetches `url` into the file `path`, showing progress.
+def download(url: str, path: Path, instead: str) -> None:
+    """Fetches `url` into the file `path`, showing progress; `instead` is what else can be given.
 
     Raises:
-        UserError: it cannot be fetched whole.
+        UserError: there is nothing at `url`.
+        UnreachableError: it cannot be fetched whole.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply, path.open("wb") as file:
@@ -173,9 +175,9 @@ def download(url: str, path: Path) -> None:
         # An HTTPError shows its number only as a whole; a URLError wraps what happened.
         wrapped = getattr(error, "reason", error)
         reason = error if isinstance(error, urllib.error.HTTPError) else wrapped
-        raise UserError(
-            f"cannot download {url} ({reason}): give a copy (folder, zip, fer2013.csv or "
-            f"icml_face_data.csv) with {sources.GIVE}"
+        missing = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+        raise (UserError if missing else UnreachableError)(
+            f"cannot download {url} ({reason}): give {instead}"
         ) from error
 
 

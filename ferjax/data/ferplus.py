@@ -101,11 +101,7 @@ def load(source: str = "", data_dir: str = "") -> Votes:
         raise UserError(f"{path.parent} can't be written: {error.strerror}") from None
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fetched = Path(folder) / path.name
-        try:
-            download(URL, fetched)
-        except UserError as error:
-            reason = str(error).partition(": give ")[0]
-            raise UserError(f"{reason}: give a copy of fer2013new.csv with {GIVE}") from error
+        download(URL, fetched, f"a copy of fer2013new.csv with {GIVE}")
         votes = read(os.fspath(fetched), URL)
         os.replace(fetched, path)  # only once its content is known to be right
     return votes

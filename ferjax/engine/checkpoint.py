@@ -21,7 +21,7 @@ from etils import epath
 from flax.serialization import from_state_dict, to_state_dict
 from orbax.checkpoint import checkpoint_managers
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 from ferjax.engine import processes
 from ferjax.workdir import COMMITTED, absolute, is_remote, move, reason, write_errors
 
@@ -211,7 +211,7 @@ def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]
             raise DamagedError(f"no checkpoint in {workdir} is whole (damaged: {names})")
         return None
 
-    path = processes.first(choose_whole, errors=(UserError, DamagedError))
+    path = processes.first(choose_whole, errors=(UserError, UnreachableError, DamagedError))
     if path is None:
         return None
     tree, meta = found[0] if found else read(epath.Path(path))

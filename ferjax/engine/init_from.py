@@ -61,7 +61,7 @@ def start_from(
         else:
             source, found = _from_workdir(fresh, config, class_names)
     except UserError as error:
-        raise UserError(f"config.init_from={config.init_from}: {error}") from None
+        raise type(error)(f"config.init_from={config.init_from}: {error}") from None
     new = {path: found.get(path, array).astype(array.dtype) for path, array in fresh.items()}
     if fresh.keys() != own.keys():
         new = {(path[0], *path[2:]): array for path, array in new.items()}

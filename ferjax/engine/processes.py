@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 
 T = TypeVar("T")
 _DIGEST, _MESSAGE = 32, 4096  # bytes
@@ -42,7 +42,10 @@ def require_same(facts: Mapping[str, str]) -> None:
                 )
 
 
-def first(action: Callable[[], T], errors: tuple[type[Exception], ...] = (UserError,)) -> T:
+def first(
+    action: Callable[[], T],
+    errors: tuple[type[Exception], ...] = (UserError, UnreachableError),
+) -> T:
     """Runs `action` in process 0 while the others wait, and gives them what it returned.
 
     Args:
@@ -82,10 +85,11 @@ def once_per_host(action: Callable[[], T]) -> T:
             try:
                 result = action()
             except UserError as error:
-                message = str(error)
+                message = f"{error.status} {error}"
         for text in _gather_text(message):
             if text:
-                raise UserError(text)
+                status, _, said = text.partition(" ")
+                raise (UserError if int(status) == UserError.status else UnreachableError)(said)
     assert result is not None
     return result
 

@@ -103,7 +103,10 @@ def test_source_from_the_environment(small_fer2013, tmp_path, monkeypatch):
 
 
 def wrong(source, tmp_path, *parts, **kwargs):
-    """`source` gives one line that names all `parts`, and leaves the data directory untouched."""
+    """`source` gives one line that names all `parts`, and leaves the data directory untouched.
+
+    Returns the exit status.
+    """
     data_dir = tmp_path / "tfds"
     with pytest.raises(UserError) as caught:
         load(source, data_dir, **kwargs)
@@ -112,6 +115,7 @@ def wrong(source, tmp_path, *parts, **kwargs):
     for part in parts:
         assert part in message
     assert not data_dir.exists()
+    return caught.value.status
 
 
 def test_a_missing_source_is_an_error_even_when_all_is_prepared(small_fer2013, tmp_path):
@@ -386,14 +390,16 @@ def test_download_of_an_archive_at_full_size(serve, tmp_path, monkeypatch):
 def test_a_download_that_fails(small_fer2013, serve, tmp_path, monkeypatch):
     whole = small_fer2013.zip(tmp_path / "faces.zip", "wrapper/").read_bytes()
     here = serve(whole)
-    wrong("", tmp_path, "404", "--config.data.source=", url=here + "/gone.zip")
+    gone = wrong("", tmp_path, "404", "--config.data.source=", url=here + "/gone.zip")
     short = serve(whole[:5000], claimed=len(whole)) + "/archive.zip"
-    wrong("", tmp_path, short, f"5,000 of {len(whole):,} bytes", url=short)
+    cut = wrong("", tmp_path, short, f"5,000 of {len(whole):,} bytes", url=short)
     page = serve(b"<html>log in first</html>") + "/archive.zip"
     wrong("", tmp_path, page, "broken zip", url=page)
-    with socketserver.TCPServer(("127.0.0.1", 0), _Files) as closed:
-        nobody = f"http://127.0.0.1:{closed.server_address[1]}/archive.zip"
-    wrong("", tmp_path, nobody, "refused", "FER2013_SOURCE", url=nobody)
+    with socketserver.TCPServer(("127.0.0.1", 0), _Files) as server:
+        nobody = f"http://127.0.0.1:{server.server_address[1]}/archive.zip"
+    closed = wrong("", tmp_path, nobody, "refused", "FER2013_SOURCE", url=nobody)
+    # A launcher starts a 1 again: the server may be back.
+    assert (gone, cut, closed) == (2, 1, 1)
     monkeypatch.setenv("FER2013_URL", here + "/archive.zip")
     assert len(load("", tmp_path / "tfds").splits["train"]) == 42
 

@@ -74,6 +74,7 @@ def test_step_compiles_for_a_tpu_and_only_reduces():
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
+        timeout=500,
         env={
             **os.environ,
             "PYTHONPATH": path,

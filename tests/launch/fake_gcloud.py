@@ -11,7 +11,8 @@ state.json:
   grants    one for each request that is created: {"states": what `list` says before ACTIVE (FAILED
             stays), "runs": [tokens of the first run, of the second, ...]}
   runs      the same for a node that is there already
-  faults    [{"call": "tpu-vm ssh", "has": text, "worker": 1 or null, "status": 255, "times": 1}]
+  faults    [{"call": "tpu-vm ssh", "has": text, "worker": 1 or null, "status": 255, "times": 1,
+             "after": 0}]: so many calls of it go well before
 
 A run's tokens are taken one for each time that all workers are asked for its state: "running",
 "done", "stopped", "failed 2" (or for each worker: "failed 134/running"), "rebooted", "preempted".
@@ -55,6 +56,11 @@ class Gcloud:
     def save(self):
         (CLOUD / "state.json").write_text(json.dumps(self.state))
 
+    def spared(self, fault):
+        fault["after"] = fault.get("after", 0) - 1
+        self.save()
+        return fault["after"] >= 0
+
     def fault(self, worker, text=""):
         for fault in self.state.get("faults", []):
             if (
@@ -62,6 +68,7 @@ class Gcloud:
                 and fault.get("worker") == worker
                 and fault.get("has", "") in (text or " ".join(self.argv))
                 and fault.get("times", 1) > 0
+                and not self.spared(fault)
             ):
                 fault["times"] = fault.get("times", 1) - 1
                 self.save()
@@ -245,7 +252,7 @@ TOOLS = {
     "systemctl": """
 unit=$HOME/unit
 case $1 in
-  is-active) [ -e "$unit" ] && grep -q running "$unit" ;;
+  is-active) grep -q -E '^(running|done)' "$unit" 2>/dev/null ;;
   reset-failed) ! grep -q failed "$unit" 2>/dev/null || rm "$unit" ;;
   stop)
     if grep -q running "$unit" 2>/dev/null; then echo stopped > "$unit"; else rm -f "$unit"; fi ;;
@@ -260,8 +267,11 @@ case $1 in
       stopped) active=failed sub=failed main=75 ;;
       failed*) active=failed sub=failed main=${state#failed } ;;
     esac
-    printf 'NRestarts=0\\nExecMainCode=1\\nExecMainStatus=%s\\nLoadState=%s\\n' "$main" "$load"
-    printf 'ActiveState=%s\\nSubState=%s\\n' "$active" "$sub" ;;
+    [ "$*" = "show ferjax -p SubState" ] || {
+      printf 'NRestarts=0\\nExecMainCode=1\\nExecMainStatus=%s\\n' "$main"
+      printf 'LoadState=%s\\nActiveState=%s\\n' "$load" "$active"
+    }
+    printf 'SubState=%s\\n' "$sub" ;;
 esac
 """,
     "systemd-run": """

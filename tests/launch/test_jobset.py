@@ -186,6 +186,8 @@ def test_jobset_tells_jax_who_is_who(manifest, tmp_path):
         assert env["COORDINATOR"]["value"] == f"run-1-{name}-0-0.run-1:8476"
         assert document["spec"]["network"]["enableDNSHostnames"] is True
         given = {"COORDINATOR": "c:1", "PROCESS_ID": "3"}
+        # Without it jaxlib does not find GKE's driver, and trains on the CPU.
+        assert env["LD_LIBRARY_PATH"]["value"] == "/usr/local/nvidia/lib64"
     words = started_by(container, tmp_path, given)
     flags = ["--coordinator=c:1", "--num_processes=4", "--process_id=3"] if kind == "gpu" else []
     assert words == [*ARGS[1:], WORKDIR, *flags]
@@ -236,10 +238,23 @@ def test_jobset_flags(words, said):
 def test_jobset_is_applied(tmp_path):
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
-        f'#!/bin/sh\necho "$@" > {tmp_path}/call\ncat > {tmp_path}/applied\nexit 7\n'
+        f'#!/bin/sh\n[ "$1" = apply ] || exit 1\n'
+        f'echo "$@" > {tmp_path}/call\ncat > {tmp_path}/applied\nexit 7\n'
     )
     kubectl.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     assert jobset("tpu", WORKDIR, *ARGS, given=TPU, path=path).returncode == 7
     assert (tmp_path / "call").read_text() == "apply -f -\n"
     assert yaml.safe_load((tmp_path / "applied").read_text())["metadata"]["name"] == "run-1"
+
+
+def test_jobset_is_not_applied_to_one_that_is_there(tmp_path):
+    """`kubectl apply` would leave a finished one as it is, and end with 0."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\n[ "$1" = get ] || touch {tmp_path}/applied\n')
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = jobset("tpu", WORKDIR, *ARGS, given=TPU, path=path)
+    assert done.returncode == 2
+    assert "kubectl delete jobset run-1" in done.stderr
+    assert not (tmp_path / "applied").exists()

@@ -18,8 +18,19 @@ class Slurm:
     def __init__(self, path):
         self.path = path
         (path / "venv" / "bin").mkdir(parents=True)
-        # Options are --name=value, then the command, as the only task.
-        self.tool("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
+        # Options are --name=value, then the command, as the only task. SIGUSR1 is passed on; at
+        # SIGTERM the real one kills its tasks.
+        self.tool(
+            "srun",
+            """while [[ $1 == --* ]]; do shift; done
+            "$@" & task=$!
+            trap 'kill -USR1 $task' USR1
+            trap 'kill -KILL $task; exit 137' TERM
+            while true; do
+              status=0; wait $task || status=$?
+              kill -0 $task 2>/dev/null || exit $status
+            done""",
+        )
         self.tool("scontrol", f'echo "$@" >> {path}/scontrol.calls')
         self.python("exit 0")
         self.env = {
@@ -86,13 +97,16 @@ def test_slurm_requeues_what_stopped_after_saving(slurm):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_slurm_passes_the_signal_on_waits_for_the_save_and_requeues(slurm, number):
-    """The run takes as long as it likes to save: it waits for a word on its input."""
+def test_slurm_waits_for_the_save(slurm, number):
+    """The run takes as long as it likes to save: it waits for a word on its input.
+
+    After SIGUSR1, at the time limit, the job goes back into the queue. SIGTERM means that it was
+    cancelled, or preempted, after which SLURM itself requeues it.
+    """
     os.mkfifo(slurm.path / "word")
-    name = signal.Signals(number).name.removeprefix("SIG")
     slurm.python(
         f"""save() {{ echo saving; read -r < {slurm.path}/word; echo saved; exit 75; }}
-        trap save {name}
+        trap save USR1
         echo ready
         while true; do sleep 1000 & wait $!; done"""
     )
@@ -106,8 +120,9 @@ def test_slurm_passes_the_signal_on_waits_for_the_save_and_requeues(slurm, numbe
             word.write("go\n")
         assert job.stdout.readline() == "saved\n"
         # The script's own sleep holds the pipe, so only the status is waited for.
-        assert job.wait(timeout=60) == 0
-    assert slurm.requeued == ["requeue 77"]
+        limit = number == signal.SIGUSR1
+        assert job.wait(timeout=60) == (0 if limit else 75)
+    assert slurm.requeued == (["requeue 77"] if limit else [])
 
 
 def test_slurm_refuses_a_workdir_that_a_node_does_not_see(slurm):
@@ -138,10 +153,11 @@ def test_slurm_flags(slurm, words, said):
 
 
 def test_slurm_dry_run_and_headers(slurm):
-    done = slurm.run("--dry-run")
+    done = slurm.run("--dry-run", SLURM_CPUS_PER_TASK="8")
     assert done.returncode == 0
     assert not slurm.workdir.exists()
-    assert "--kill-on-bad-exit=0 --wait=120 --gpu-bind=none" in done.stdout
+    flags = "--kill-on-bad-exit=0 --wait=120 --gpu-bind=none --cpus-per-task=8"
+    assert flags in done.stdout
     assert done.stdout.splitlines()[-1] == "scontrol requeue 77"
     text = (LAUNCH / "slurm.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, re.MULTILINE))

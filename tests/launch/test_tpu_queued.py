@@ -61,6 +61,20 @@ def test_queued_ends_when_create_fails(cloud):
     assert cloud.verbs() == ["queued create"]
 
 
+@pytest.mark.parametrize("call", ["create", "delete"])
+def test_queued_asks_again_after_a_preemption_although_gcloud_fails_once(cloud, call):
+    fault = {"call": f"queued-resources {call}", "after": int(call == "create")}
+    grants = [
+        {"states": [], "runs": [["running", "preempted"]]},
+        {"states": [], "runs": [["running", "done"]]},
+    ]
+    cloud.story(grants=grants, faults=[fault])
+    done = cloud.queued()
+    assert done.returncode == 0, done
+    assert cloud.verbs().count("ssh run") == 2
+    assert cloud.verbs().count(f"queued {call}") == 3
+
+
 def test_queued_restarts_a_run_that_fails_some_times(cloud):
     runs = [["failed 134/running"], ["running", "rebooted/running"], ["done"]]
     cloud.story(grants=[{"states": [], "runs": runs}])

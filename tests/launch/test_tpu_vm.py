@@ -38,6 +38,11 @@ def test_from_nothing_to_finished(cloud):
     assert again.returncode == 1
     assert "a run is going on" in again.stderr
     assert [cloud.vm("status").returncode for _ in range(3)] == [3, 3, 0]
+    # A run that has finished is in nobody's way.
+    assert cloud.vm("setup").returncode == 0
+    done = cloud.vm("run", WORKDIR, "--", "-m", "ferjax.evaluate")
+    assert done.returncode == 0, done
+    assert "ferjax.evaluate" in cloud.worker(1, "ferjax-run.sh")
     assert cloud.vm("delete").returncode == 0
     assert cloud.state["node"] is None
     assert "no TPU VM" in cloud.vm("delete").stderr
@@ -108,9 +113,12 @@ def test_setup_that_fails_on_one_worker_fails(cloud, call):
     assert cloud.vm("setup").returncode == 1
 
 
-def test_setup_is_refused_while_a_run_goes_on(cloud):
+@pytest.mark.parametrize("state", ["running", "restarting"])
+def test_setup_is_refused_while_a_run_goes_on(cloud, state):
     cloud.story(node="READY")
     cloud.going()
+    for worker in range(2):
+        (cloud.path / f"worker{worker}" / "unit").write_text(f"{state}\n")
     done = cloud.vm("setup")
     assert done.returncode == 1
     assert "a run is going on" in done.stderr
