@@ -81,6 +81,7 @@ class Setup:
         if config.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         self.config, self.images, self.side = config, images, side
+        self._given = {"plain_views": plain_views, "algorithm": algorithm, "devices": devices}
         self.layout = Layout(config.parallel, devices)
         self.layout.check_batch(config.batch_size, config.microbatches)
         own, self.model = build(config, CLASSES)
@@ -109,6 +110,7 @@ class Setup:
             dtype=jnp.dtype(config.dtype),
             microbatches=config.microbatches,
             loops=self.layout.platform != "cpu",
+            skip_not_finite=config.on_nan == "skip",
             class_counts=[third / CLASSES] * CLASSES,
             passes={"labeled": third, "unlabeled": images - third} if alternate else None,
         )
@@ -178,8 +180,17 @@ class Setup:
         """
         if self.config.microbatches > 1:
             whole = changed(self.config, microbatches=1)
-            return Setup(whole, images=self.images, side=self.side).flops()
-        analysis = self.lower(1).cost_analysis()
+            return Setup(whole, images=self.images, side=self.side, **self._given).flops()
+        lowered = self.lower(1)
+        analysis = lowered.cost_analysis()
+        if analysis is None:
+            # Of a GPU's or TPU's client JAX analyses compiled programs only, whose operations are
+            # those that are left after optimisation.
+            from jax._src.lib import _jax
+
+            client = jax.devices("cpu")[0].client
+            module = lowered.compiler_ir("hlo").as_hlo_module()
+            analysis = _jax.hlo_module_cost_analysis(client, module)
         return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])
 
     def run(self, calls: int) -> Timing:

@@ -46,21 +46,36 @@ def check(policy: Mapping[str, Any]) -> None:
             raise UserError(f"the PyTorch peer has no {name} in its views: leave it at {off}")
 
 
-def magnitude(op: str, style: str, side: int) -> float:
-    """A random strength of an operation, by the ranges of `policies.py`'s table."""
-    level, tenths = random.random(), random.randint(1, 9)
-    sign = random.choice((-1, 1))
+def magnitude(op: str, style: str, side: int, drawn: Sequence[Any], m: Any = math) -> Any:
+    """The strength of an operation, by the ranges of `policies.py`'s table.
+
+    Args:
+      drawn: a number in [0, 1), one of 1 ... 9 and one of -1 and 1; or tensors of them, for which
+        `m` is torch.
+    """
+    level, tenths, sign = drawn
     uniform = style == "uniform"
     if op in ("brightness", "contrast", "colour", "sharpness"):
         return 0.05 + 0.9 * level if uniform else 0.1 + 0.18 * tenths
     if op == "posterize":
-        return 4 + int(4 * level) if uniform else 8 - 4 * tenths // 10
+        return 4 + m.floor(4 * level) if uniform else 8 - 4 * tenths // 10
     if op == "solarize":
-        return math.ceil(256 * level) if uniform else 256 - 256 * tenths // 10
+        return m.ceil(256 * level) if uniform else 256 - 256 * tenths // 10
     if op == "rotate":
         return 60 * level - 30 if uniform else sign * 3.0 * tenths
     share = 0.6 * level - 0.3 if uniform else sign * 0.03 * tenths
-    return round(share * side) if op.startswith("translate") else share
+    return m.floor(share * side + 0.5) if op.startswith("translate") else share
+
+
+def draw() -> tuple[float, int, int]:
+    """What `magnitude` makes a strength of."""
+    return random.random(), random.randint(1, 9), random.choice((-1, 1))
+
+
+def draw_many(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for n images, on their device."""
+    whole = torch.randint(1, 10, (n,), device=device), torch.randint(2, (n,), device=device)
+    return torch.rand(n, device=device), whole[0], 2 * whole[1] - 1
 
 
 def crop_box(
@@ -99,7 +114,7 @@ class PillowView:
         for _ in range(policy["ops"]):
             op = random.choice(OPS)
             if random.random() < policy["op_p"]:
-                level = magnitude(op, policy["magnitude"], image.width)
+                level = magnitude(op, policy["magnitude"], image.width, draw())
                 image = apply(image, op, level, round(255 * policy["fill_value"]))
         out = np.asarray(image, np.float32)
         if policy["cutout"]:
@@ -166,11 +181,8 @@ class TensorView:
         x = pixels.float()
         side = self.size or x.shape[-1]
         if policy["resized_crop"]:
-            boxes = [
-                crop_box(*x.shape[2:], policy["resized_crop"], policy["resized_crop_aspect"])
-                for _ in range(n)
-            ]
-            x = crop_and_resize(x, torch.tensor(boxes, device=device), side)
+            boxes = crop_boxes(x, policy["resized_crop"], policy["resized_crop_aspect"])
+            x = crop_and_resize(x, boxes, side)
         elif side != x.shape[-1]:
             x = f.interpolate(x, (side, side), mode="bilinear", align_corners=False)
         flips = torch.rand(n, 1, 1, 1, device=device) < policy["flip"]
@@ -179,20 +191,24 @@ class TensorView:
             x = shift(x, round(policy["crop"] * side))
         x = x.round()
         for _ in range(policy["ops"]):
-            drawn = [random.randrange(len(OPS)) for _ in range(n)]
-            used = [random.random() < policy["op_p"] for _ in range(n)]
-            for number, op in enumerate(OPS):
-                rows = [i for i in range(n) if used[i] and drawn[i] == number]
-                if not rows or op in ("identity", "colour"):  # colour changes no grey image
+            drawn = torch.randint(len(OPS), (n,), device=device)
+            unused = torch.rand(n, device=device) >= policy["op_p"]
+            drawn[unused] = OPS.index("identity")
+            counts = torch.bincount(drawn, minlength=len(OPS)).tolist()
+            for op, index in zip(OPS, drawn.argsort().split(counts), strict=True):
+                # Colour changes no grey image.
+                if not len(index) or op in ("identity", "colour"):
                     continue
-                levels = [magnitude(op, policy["magnitude"], side) for _ in rows]
-                index = torch.tensor(rows, device=device)
-                level = torch.tensor(levels, dtype=torch.float32, device=device)
+                numbers = draw_many(len(index), device)
+                level = magnitude(op, policy["magnitude"], side, numbers, torch).float()
                 part = apply_batch(x[index], op, level, 255 * policy["fill_value"])
                 x = x.index_copy(0, index, part.round().clamp(0, 255))
         if policy["cutout"]:
-            boxes = torch.tensor([cutout_box(policy, side) for _ in range(n)], device=device)
-            top, left, bottom, right = boxes.T.reshape(4, n, 1, 1, 1)
+            share = torch.rand(n, device=device) if policy["cutout_style"] == "uniform" else 1.0
+            half = torch.as_tensor(side * policy["cutout"] * share / 2, device=device).round()
+            row, column = (torch.randint(side, (n,), device=device) for _ in range(2))
+            box = torch.stack([row - half, column - half, row + half, column + half])
+            top, left, bottom, right = box.reshape(4, n, 1, 1, 1)
             place = torch.arange(side, device=device)
             rows_ = (place >= top) & (place < bottom)
             columns = (place >= left) & (place < right)
@@ -205,6 +221,18 @@ def sample(x: Tensor, matrix: Tensor, fill: float) -> Tensor:
     """Bilinear sampling through maps [N, 2, 3] of coordinates in [-1, 1]."""
     grid = f.affine_grid(matrix, list(x.shape), align_corners=False)
     return f.grid_sample(x - fill, grid, align_corners=False) + fill
+
+
+def crop_boxes(x: Tensor, scale: Sequence[float], aspect: Sequence[float]) -> Tensor:
+    """(left, top, right, bottom) [N, 4] of random resized crops, drawn on the device."""
+    height, width = x.shape[2:]
+    numbers = torch.rand(4, len(x), device=x.device)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[0])
+    low, high = map(math.log, aspect)
+    ratio = torch.exp(low + (high - low) * numbers[1])
+    w, h = (area * ratio).sqrt().clamp(max=width), (area / ratio).sqrt().clamp(max=height)
+    left, top = numbers[2] * (width - w), numbers[3] * (height - h)
+    return torch.stack([left, top, left + w, top + h], 1)
 
 
 def crop_and_resize(x: Tensor, boxes: Tensor, side: int) -> Tensor:

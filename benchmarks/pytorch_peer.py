@@ -194,7 +194,8 @@ class Peer:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         self.workers = workers or (cores if on_gpu else max(cores // 2, 1))
-        modes = [mode] if mode != "auto" else ["default", "reduce-overhead"] if on_gpu else ["off"]
+        both = ["off", "default", *(["reduce-overhead"] if on_gpu else [])]
+        modes = both if mode == "auto" else [mode]
         formats = [torch.channels_last] if on_gpu else []
         formats = [torch.contiguous_format, torch.channels_last] if not on_gpu else formats
         self.candidates = list(itertools.product(formats, modes))
@@ -206,8 +207,11 @@ class Peer:
         self.batch: Batch
         self.loaders: tuple[int, list[DataLoader]] = (0, [])
 
-    def check(self, params: Any, batch: Mapping[str, np.ndarray]) -> float:
-        """The loss in float32 and train mode of NHWC views, with a Flax model's parameters."""
+    def check(self, params: Any, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """Loss and norm of its gradient, of NHWC views with a Flax model's parameters.
+
+        In float32 and train mode, on the CPU.
+        """
         network = build(self.config, side=self.side, classes=batch["targets"].shape[1], exact=True)
         load(network, params)
         for layer in network.train().modules():
@@ -216,9 +220,11 @@ class Peer:
         views = {k: torch.tensor(v).permute(0, 3, 1, 2) for k, v in batch.items() if v.ndim == 4}
         target = torch.tensor(batch["targets"]).argmax(-1)
         settings = dict(self.config["algorithm"], **CHECKED)
-        with torch.no_grad():
-            loss = LOSSES[self.config["algorithm"]["name"]]
-            return float(loss(network, {**views, "target": target}, settings))
+        loss_of = LOSSES[self.config["algorithm"]["name"]]
+        loss = loss_of(network, {**views, "target": target}, settings)
+        loss.backward()
+        gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+        return float(loss.detach()), float(torch.stack(gradients).norm())
 
     def prepare(self, params: Any, images: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         """Builds every candidate, times some steps of each, and keeps the fastest.
@@ -241,7 +247,8 @@ class Peer:
             began = time.perf_counter()
             try:
                 # The first steps compile, choose kernels and, for CUDA graphs, record.
-                self._timed(trainer, itertools.repeat(batch, 1 if self.device.type == "cpu" else 5))
+                first = 5 if self.device.type == "cuda" else 2 if mode != "off" else 1
+                self._timed(trainer, itertools.repeat(batch, first))
             except RuntimeError as error:  # of the compiler: the other candidates remain
                 found[name] = f"failed: {error}".splitlines()[0]
                 continue

@@ -297,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print a table before the JSON line")
     parser.add_argument("--plot", help="write a figure to this file")
+    # One device with all threads, whether a config is named or not; before a backend starts.
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
     if not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         variant = ":cpu" if jax.default_backend() == "cpu" else ""
         argv = [*argv, f"--config={ROOT}/configs/fixmatch.py{variant}"]

@@ -11,7 +11,7 @@ rows. From these a model, not a measurement, of a step's time:
 
     compute  = max(FLOP / (peak x MATMUL_SHARE), bytes / HBM bandwidth)
     exchange = sum over all-reduces of 2 (n-1)/n x bytes / ICI bandwidth + hops x latency
-    time     = compute + exchange                       (nothing overlaps: an upper bound)
+    time     = compute + exchange             (nothing overlaps; memory at its full bandwidth)
 
 and the efficiency of `--chips` chips against one, with the batch per chip kept (weak scaling) and
 with the whole batch kept (strong scaling; compute is taken to shrink with the batch). Assumptions

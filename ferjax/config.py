@@ -261,14 +261,22 @@ def save(config: FrozenConfigDict, path: epath.Path) -> None:
     write_json(path, config.to_dict(), indent=2)
 
 
-def write_json(path: epath.Path, content: Any, indent: int | None = None) -> None:
-    """Writes a JSON file whole or not at all: a kill in between leaves the old one."""
+def write_json(path: Path | epath.Path, content: Any, indent: int | None = None) -> None:
+    """Writes a JSON file; see `write_whole`."""
+    write_whole(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def write_whole(path: Path | epath.Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a kill or a full disk in between leaves the old one."""
     if os.fspath(path).startswith("gs://"):  # in a bucket every write is so
-        path.write_text(json.dumps(content, indent=indent) + "\n")
+        path.write_bytes(content)
         return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: epath.Path) -> FrozenConfigDict:

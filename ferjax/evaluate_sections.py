@@ -10,6 +10,7 @@ from etils import epath
 from ferjax.analysis import calibration, robustness, scores
 from ferjax.augment import corruptions, tta
 from ferjax.config import UserError
+from ferjax.data import illumination
 from ferjax.data.ferplus import CLASSES
 from ferjax.evaluate_targets import Target
 from ferjax.load import Trained
@@ -34,10 +35,15 @@ class Contender:
 
     def outputs(self, images: np.ndarray) -> Outputs:
         """What each member says of each version of the images, uint8 [N, H, W, C]."""
-        return [
-            [member.logits(x) for x in tta.variants(images, self.views, member.config.data.crop)]
-            for member in self.members
-        ]
+
+        def versions(member: Trained) -> list[np.ndarray]:
+            data = member.config.data
+            # Whole images are corrected before they are cut, as in training.
+            whole = illumination.apply(images, data.illumination)
+            made = tta.variants(whole, self.views, data.crop)
+            return [member.logits(x, corrected=True) for x in made]
+
+        return [versions(member) for member in self.members]
 
     def combine(self, outputs: Outputs, classes: Sequence[str]) -> np.ndarray:
         """Logits [N, C] of some classes: of one network, or the log of the mean probability.

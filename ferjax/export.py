@@ -7,16 +7,16 @@
 
 The first two hold the whole way from uint8 faces [N, H, W, C] of the training images' size, N free,
 to `probabilities` and `logits` [N, classes]: normalisation, and the change of size and channels
-that the run made. Each file is read back and compared with the network on 100 faces before it gets
-its name; if labels differ, or probabilities by more than 1e-4, there is no file and the status is
-1. A model card is written beside it.
+that the run made. They compute in float32, those of a bfloat16 run, too, whose own probabilities
+differ by its rounding. Each file is read back and compared with the network in that precision on
+100 faces before it gets its name; if labels differ, or probabilities by more than 1e-4, there is no
+file and the status is 1. A model card is written beside it.
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from functools import reduce
 from importlib.util import find_spec
@@ -78,9 +78,11 @@ def main() -> int:
     config = read_config(FLAGS.workdir)
     _require_extra(FLAGS.format)
     runtime.start(config.evaluate.batch_size, float64=config.dtype == "float64")
-    found = _gathered()
+    found, network = _gathered(), "network's"
     if FLAGS.format != "safetensors":
         found = in_float32(found)
+        if config.dtype != "float32":
+            network = f"network's in float32 (it was trained in {config.dtype})"
     try:
         content = {"onnx": to_onnx, "stablehlo": to_stablehlo, "safetensors": weights.encode}[
             FLAGS.format
@@ -95,14 +97,15 @@ def main() -> int:
     if card.exists() and not card.read_text().startswith(model_card.TITLE):
         raise UserError(f"{card} is no model card of ours: give another --output")
     try:
-        _write(output, content)
-        _write(card, model_card.text(found).encode())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        configs.write_whole(output, content)
+        configs.write_whole(card, model_card.text(found).encode())
     except write_errors(output) as error:
         raise UserError(f"{output} can't be written: {error}") from None
     log.info(
-        "written to %s (%.2f MB) and %s; on %d faces the labels are the network's, the "
-        "probabilities differ by at most %.1e",
-        *(output, len(content) / 1e6, card, CHECKED, difference),
+        "written to %s (%.2f MB) and %s; on %d faces the labels are the %s, the probabilities "
+        "differ by at most %.1e",
+        *(output, len(content) / 1e6, card, CHECKED, network, difference),
     )
     return configs.EXIT_OK
 
@@ -284,17 +287,6 @@ def _output() -> epath.Path:
     if weights.is_file(FLAGS.workdir):
         return epath.Path(f"{epath.Path(FLAGS.workdir).stem}{suffix}")
     return workdir_path(FLAGS.workdir) / f"model{suffix}"
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _metadata(source: Weights) -> dict[str, str]:

@@ -60,6 +60,7 @@ class Trained:
       classes: the C classes' names.
       image_shape: (H, W, channels) of the images that it was trained on.
       logits: uint8 [N, H, W, channels] images of any (H, W) that the network takes -> float [N, C].
+        corrected=True: of images whose illumination was corrected as the config says.
       features: the same images -> the last layer's inputs [N, D]; None if the network has none.
       gradcam: the same images -> maps [N, h, w] of what speaks for the likeliest class, at least 0
         (Selvaraju et al. 2017, eq. 1 and 2, on the last feature map); None if it has none.
@@ -70,7 +71,7 @@ class Trained:
     step: int
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    logits: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[..., np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
     gradcam: Callable[[np.ndarray], np.ndarray] | None = None
     weights: Weights | None = None
@@ -182,16 +183,17 @@ def build_trained(weights: Weights) -> Trained:
     _, model = build(config, len(weights.classes))
     on_devices = layout.replicate(weights.variables)
 
-    def mapper(network: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def mapper(network: Any) -> Callable[..., np.ndarray]:
         view, dtype = build_view(config, policies.NONE), jnp.dtype(config.dtype)
         few, many = (
             make_predict(network, view, layout, batch_size=size, dtype=dtype)
             for size in (FEW, config.evaluate.batch_size)
         )
 
-        def run(images: np.ndarray) -> np.ndarray:
-            corrected = illumination.apply(images, config.data.illumination)
-            return (few if len(images) <= FEW else many)(on_devices, corrected)
+        def run(images: np.ndarray, *, corrected: bool = False) -> np.ndarray:
+            if not corrected:
+                images = illumination.apply(images, config.data.illumination)
+            return (few if len(images) <= FEW else many)(on_devices, images)
 
         return run
 

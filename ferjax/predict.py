@@ -8,6 +8,7 @@ pictures. What can't be read or shows no face has a row saying so.
 """
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -68,6 +69,12 @@ def main() -> int:
         if path and not path.is_dir():
             raise UserError(f"{path} is not there: make this folder first")
     folder = Path(FLAGS.annotate) if FLAGS.annotate else None
+    files = find(FLAGS.image)
+    if folder and any(folder.resolve() in Path(path).resolve().parents for path, _ in files):
+        raise UserError(
+            f"--annotate={folder}: pictures to look at lie in it, and a drawing may have the name "
+            "of one of them: give another folder"
+        )
     config = read_config(FLAGS.workdir)
     runtime.start(config.evaluate.batch_size, float64=config.dtype == "float64")
     trained = load(
@@ -79,7 +86,7 @@ def main() -> int:
     try:
         if folder:
             folder.mkdir(exist_ok=True)
-        rows = predict(trained, find(FLAGS.image), FLAGS.detect, every=FLAGS.every, folder=folder)
+        rows = predict(trained, files, FLAGS.detect, every=FLAGS.every, folder=folder)
         if jax.process_index():
             return configs.EXIT_OK
         log.info("%s", table(rows))
@@ -224,27 +231,19 @@ def write(rows: Sequence[dict[str, Any]], path: Path, classes: Sequence[str]) ->
     if path.suffix == ".json":
         configs.write_json(path, list(rows), indent=2)
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        configs.write_whole(path, text.encode())
     else:
-        # surrogateescape: a picture's name may hold bytes that are no text.
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            columns = [
-                "image",
-                "frame",
-                "time",
-                "box_x",
-                "box_y",
-                "box_width",
-                "box_height",
-                "label",
-                "confidence",
-                *classes,
-            ]
-            writer = csv.DictWriter(file, [*columns, "error"], restval="", extrasaction="ignore")
-            writer.writeheader()
-            for row in rows:
-                box = dict(zip(columns[3:7], row.get("box") or (), strict=False))
-                writer.writerow({**row, **box, **row.get("probabilities", {})})
+        file = io.StringIO(newline="")
+        box_columns = ["box_x", "box_y", "box_width", "box_height"]
+        columns = ["image", "frame", "time", *box_columns, "label", "confidence", *classes, "error"]
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            box = dict(zip(box_columns, row.get("box") or (), strict=False))
+            writer.writerow({**row, **box, **row.get("probabilities", {})})
+        # A picture's name may hold bytes that are no text.
+        configs.write_whole(path, file.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _name(row: dict[str, Any]) -> str:

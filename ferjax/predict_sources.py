@@ -41,8 +41,8 @@ def find(given: Sequence[str]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name in given:
         if os.path.isdir(name):
-            videos = [p for p in Path(name).rglob("*") if is_video(p) and p.is_file()]
-            below = sorted(str(path) for path in [*pictures.below(Path(name)), *videos])
+            suffixes = pictures.SUFFIXES | VIDEO_SUFFIXES
+            below = [str(path) for path in pictures.below(Path(name), suffixes)]
             why = f"holds no picture ({', '.join(sorted(pictures.SUFFIXES))}) and no video"
         elif glob.has_magic(name) and not os.path.exists(name):
             below = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
@@ -70,8 +70,8 @@ def shots(files: Sequence[tuple[str, str]], every: int) -> Iterator[Shot]:
 
 
 def _frames(path: str, every: int) -> Iterator[Shot]:
-    if not os.path.exists(path):
-        yield Shot(path, os.strerror(2))
+    if not os.path.isfile(path):  # reading a pipe would never end
+        yield Shot(path, "not a file" if os.path.exists(path) else os.strerror(2))
         return
     # What OpenCV and FFmpeg say of a broken file is no line of ours.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -83,16 +83,17 @@ def _frames(path: str, every: int) -> Iterator[Shot]:
         if size > pictures.MOST_PIXELS:
             yield Shot(path, f"frames of more than {pictures.MOST_PIXELS // 10**6} megapixels")
             return
-        place = 0
+        place, seen = 0, False
         while video.grab():
             if place % every == 0:
                 time = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 read, frame = video.retrieve()
                 if read:
+                    seen = True
                     picture = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                     yield Shot(path, np.asarray(picture), place, round(time, 3))
             place += 1
-        if not place:
+        if not seen:
             yield Shot(path, "not a video that OpenCV reads")
     finally:
         video.release()

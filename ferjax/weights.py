@@ -7,6 +7,7 @@ file is run when it is read.
 
 import json
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def encode(weights: Weights) -> bytes:
         "facts": weights.facts,
         "crc": checksums(arrays),
     }
+    described["own_crc"] = _own_crc(described)
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     # One field: the order of several would differ from run to run.
     return safetensors.numpy.save(contiguous, {"ferjax": json.dumps(described)})
@@ -89,6 +91,9 @@ def decode(content: bytes, name: str) -> Weights:
     """
     described = _described(content, name)
     try:
+        # Files of before have none.
+        if described.get("own_crc", _own_crc(described)) != _own_crc(described):
+            raise UserError(f"{name} is damaged: its description is not what was written")
         arrays = safetensors.numpy.load(content)
         if checksums(arrays) != described["crc"]:
             raise UserError(f"{name} is damaged: its arrays are not those that were written")
@@ -131,6 +136,12 @@ def config(source: str | os.PathLike[str]) -> FrozenConfigDict:
         return configs.finalize(described["config"])
     except _NOT_OURS as error:
         raise _damaged(str(path), error) from None
+
+
+def _own_crc(described: dict[str, Any]) -> int:
+    """CRC-32 of the description: the mean and the classes' names decide as the arrays do."""
+    plain = {key: value for key, value in described.items() if key != "own_crc"}
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def _damaged(name: str, error: Exception) -> UserError:

@@ -124,6 +124,8 @@ def test_a_file_is_loaded_like_a_workdir(network, saved):
     [
         (lambda c: c[:-1], "is damaged"),
         (lambda c: c[:-3] + bytes([c[-3] ^ 1]) + c[-2:], "its arrays are not those"),
+        (lambda c: c.replace(b"0.5077", b"0.9077"), "its description is not what was written"),
+        (lambda c: c.replace(b'\\"happy', b'\\"sappy'), "its description is not what was written"),
         (lambda c: b"", "is not a safetensors file"),
         (lambda c: b"\xff" * 64, "is not a safetensors file"),
         (lambda c: safetensors.numpy.save({"a": np.zeros(2)}), "says nothing of a ferjax config"),

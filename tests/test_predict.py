@@ -111,12 +111,13 @@ def test_one_or_many_grey_or_colour_are_the_same_prediction(model, faces):
     assert empty.labels == []
 
 
-def test_predict_is_what_evaluation_says(model, faces):
-    logits = model.logits(faces)
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    np.testing.assert_allclose(
-        model.predict(faces).probabilities, exp / exp.sum(-1, keepdims=True), atol=1e-6
-    )
+def test_predict_is_what_evaluation_says(model, trained, data_dir):
+    split = arrays.load("synthetic_faces/tiny", splits=("public_test",)).splits["public_test"]
+    faces = split.images
+    rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    (row,) = [row for row in rows if row["kind"] == "eval"]
+    right = np.array(model.predict(faces).labels) == np.array(model.classes)[split.labels]
+    assert right.mean() == pytest.approx(row["ema_accuracy"], abs=1e-6)
     assert model.features(faces[:3]).shape == (3, 8)
 
 
@@ -308,6 +309,33 @@ def test_a_video_has_a_row_for_each_face_with_its_time(monkeypatch, clip, tmp_pa
     (tmp_path / "broken.avi").write_bytes(b"no video")
     (row,) = predict(model, tmp_path / "broken.avi")
     assert "not a video" in row["error"]
+    os.mkfifo(tmp_path / "pipe.mp4")  # nobody will write into it
+    (row,) = predict(model, tmp_path / "pipe.mp4")
+    assert row["error"] == "not a file"
+    (tmp_path / "folder").mkdir()
+    for name in ("clip.mp4", "._clip.mp4"):  # the second is what macOS leaves behind
+        (tmp_path / "folder" / name).write_bytes(clip.read_bytes())
+    (found,) = sources.find([str(tmp_path / "folder")])
+    assert found == (str(tmp_path / "folder" / "clip.mp4"), "")
+
+
+def test_a_video_without_a_readable_frame_has_a_row(monkeypatch, clip):
+    class Blind:
+        def __init__(self, *_):
+            self.left = 3
+
+        def grab(self):
+            self.left -= 1
+            return self.left >= 0
+
+        retrieve = staticmethod(lambda: (False, None))
+        get = staticmethod(lambda _: 0)
+        release = staticmethod(lambda: None)
+
+    monkeypatch.setattr(sources.cv2, "VideoCapture", Blind)
+    _, model = constant("a")
+    (row,) = predict(model, clip)
+    assert "not a video" in row["error"]
 
 
 def test_drawings_are_readable_and_leave_the_faces_visible():
@@ -381,6 +409,7 @@ def test_a_name_of_bytes_that_are_no_text_is_written(tmp_path):
         (["--workdir={run}"], "no picture is given"),
         (["{tmp}", "{tmp}/*.png"], "none of the pictures gave a prediction; {tmp}: holds no pict"),
         (["x.png", "--annotate=nowhere/below"], "nowhere is not there"),
+        (["x.png", "--annotate=."], "pictures to look at lie in it"),
         (["--workdir={run}", "x.png", "--output=x.xls"], "must end with .json, .jsonl, .csv"),
         (["--workdir={run}", "x.png", "--detect=some"], "use largest, all, none"),
     ],

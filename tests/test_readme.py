@@ -1,7 +1,9 @@
 """README's method works as it is printed."""
 
 import re
+import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import harness
@@ -9,9 +11,11 @@ import jax
 import numpy as np
 
 import ferjax.algorithms
+from ferjax import config as configs
 from ferjax.engine.parallel import Layout
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_method_in_the_readme_trains(tmp_path, monkeypatch):
@@ -25,3 +29,62 @@ def test_the_method_in_the_readme_trains(tmp_path, monkeypatch):
     assert (entropy > 0).all()
     assert (entropy < np.log(7)).all()
     sys.modules.pop("ferjax.algorithms.my_method")
+
+
+def commands():
+    """What README's shell blocks run: continued lines joined, remarks left out."""
+    for block in re.findall(r"```sh\n(.*?)```", README.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                yield shlex.split(part, comments=True)
+
+
+def file_of(words):
+    """The Python file that a command runs, or None."""
+    if words[:2] == ["python", "-m"]:
+        return ROOT.joinpath(*words[2].split(".")).with_suffix(".py")
+    return ROOT / words[1] if words[:1] == ["python"] else None
+
+
+def flags_of(path):
+    """The flags that a command's file defines, or has a module beside it define."""
+    source = "".join(p.read_text() for p in path.parent.glob(f"{path.stem}*.py"))
+    if "runtime.define_flags()" in source:
+        source += (ROOT / "ferjax" / "runtime.py").read_text()
+    if path.parent.name == "benchmarks":
+        source += (path.parent / "options.py").read_text()
+    defined = re.findall(r'DEFINE_\w+\(\s*"([\w.]+)"|add_argument\(\s*"--([\w-]+)', source)
+    return {name for names in defined for name in names if name}
+
+
+def keys_of(section, prefix=""):
+    for key, value in section.items():
+        yield prefix + key
+        if hasattr(value, "items"):
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def test_every_command_has_its_file_its_flags_and_its_keys():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    seen = 0
+    for words in commands():
+        extras = re.findall(r"\.\[(.*)\]", " ".join(words))
+        assert set(extras) <= project["optional-dependencies"].keys()
+        if words and words[0].startswith("--config."):  # an option alone
+            words = ["python", "-m", "ferjax.main", "--config=configs/fixmatch.py", *words]
+        path = file_of(words)
+        if path is None or "FILE" in " ".join(words) or "venv" in words:
+            continue
+        seen += 1
+        own = words[: words.index("--")] if "--" in words else words  # the rest is another's
+        given = dict(w[2:].split("=", 1) for w in own if w.startswith("--") and "=" in w)
+        keys = {name.removeprefix("config.") for name in given if name.startswith("config.")}
+        names = {w[2:].split("=")[0] for w in own if w.startswith("--")}
+        names -= {f"config.{key}" for key in keys} | {"no-detect"}
+        assert names <= flags_of(path), words
+        for name in {"config", "sweep"} & given.keys():
+            assert (ROOT / given[name].split(":")[0]).is_file(), words
+        if "config" in given:
+            settings = configs.finalize(configs.from_file(*given["config"].split(":", 1)).to_dict())
+            assert keys <= {*keys_of(settings)}, words
+    assert seen > 30

@@ -147,7 +147,8 @@ def info_nce(
       chosen: [N], 1 for the images that take part, else 0.
     """
     assert batch.unlabeled is not None
-    a, b = map(unit, features)
+    # In at least float32: similarities over a small temperature are large numbers.
+    a, b = (unit(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in features)
     taking = batch.gather(chosen)
     # gather carries gradients: an image is also a negative of other devices' images.
     pool = jnp.concatenate([batch.gather(a), batch.gather(b)])

@@ -350,10 +350,13 @@ def mixup(
         b = jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha, dtype=jnp.float32)
         return jnp.maximum(b, 1 - b)
 
+    # Once for all groups: both are many small steps, the second a loop.
+    ends = np.cumsum([len(x) for x in images])[:-1]
+    partners = jnp.searchsorted(order, jnp.concatenate(draws), method="compare_all")
+    shares = jax.vmap(beta)(jnp.concatenate(keys))
     mixed, mixed_targets = [], []
-    for x, y, k, draw in zip(images, targets, keys, draws, strict=True):
-        partner = jnp.searchsorted(order, draw)
-        share = jax.vmap(beta)(k)
+    groups = zip(images, targets, jnp.split(partners, ends), jnp.split(shares, ends), strict=True)
+    for x, y, partner, share in groups:
         of_image = share.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
         mixed.append(of_image * x + (1 - of_image) * everything[partner])
         share = share[:, None].astype(y.dtype)

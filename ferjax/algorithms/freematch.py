@@ -10,8 +10,8 @@ the mean of p(strong(u)) over the images above their threshold, h' the histogram
 h~ = EMA(histogram of c(u)), N scales to sum 1, and 1/0 counts as 0. Its sign is the paper's (minus
 a cross-entropy) and its code's. Without an image above its threshold the term is 0.
 
-The averages start at 1/C (the paper, section 4); in its code at 1. The statistics, and p' and h',
-are those of all devices.
+The averages start at 1/C (the paper, section 4, and its code). The statistics, and p' and h', are
+those of all devices.
 
 q comes from the student in train mode; `forward` says what is normalised together and which
 forwards update the running statistics (fixmatch.py).

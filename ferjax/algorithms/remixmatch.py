@@ -159,7 +159,7 @@ class WithRotation(Wrapper):
     def setup(self) -> None:
         """The head: 4 logits of the penultimate vector."""
         dtype = getattr(self.backbone, "dtype", jnp.float32)
-        self.rotation_head = Dense(4, dtype=dtype)
+        self.rotation_head = Dense(4, dtype=param_dtype(dtype))
 
     def rotation(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

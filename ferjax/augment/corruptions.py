@@ -49,8 +49,12 @@ def corrupt(images: np.ndarray, kind: str, level: float) -> np.ndarray:
         raise UserError(f"corruptions take square images, these have {height} x {width} pixels")
     bits = np.random.Philox(key=list(LEVELS).index(kind))
     if kind == "noise":
-        noise = np.random.Generator(bits).standard_normal(images.shape, np.float32)
-        return np.rint(np.clip(images + np.float32(level) * noise, 0, 255)).astype(np.uint8)
+        draw, out = np.random.Generator(bits).standard_normal, np.empty_like(images)
+        for start in range(0, n, _CHUNK):
+            part = images[start : start + _CHUNK]
+            noisy = part + np.float32(level) * draw(part.shape, np.float32)
+            out[start : start + _CHUNK] = np.rint(np.clip(noisy, 0, 255))
+        return out
     # 24 of the 64 bits: what float32 holds exactly, below 1.
     raw = (bits.random_raw(3 * n) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
     return _in_chunks(_FUNCTIONS[kind], images, raw.reshape(n, 3), np.float32(level))

@@ -95,7 +95,8 @@ class Policy:
         self._require(shift_fits, "shift", "two fractions (of width, of height)")
         for name in ("zoom", "resized_crop", "resized_crop_aspect", "erase_area", "erase_aspect"):
             value = getattr(self, name)
-            ordered = len(value) == 2 and 0 < value[0] <= value[1]
+            numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+            ordered = numbers and len(value) == 2 and 0 < value[0] <= value[1]
             self._require(
                 ordered or (name, value) == ("resized_crop", ()), name, "(low, high) above 0"
             )

@@ -35,7 +35,11 @@ def variants(images: np.ndarray, kind: str, crop: int = 0) -> list[np.ndarray]:
         corners.append(((height - h) // 2, (width - w) // 2))
         make = _moved if crop else _resized
         versions = [make(images, top, left, h, w) for top, left in corners]
-    if kind != "none":
+    if kind == "ten_crop" and crop:
+        # Cut from the mirrored image: of an odd rest the middle is not in the middle.
+        mirrored = images[:, :, ::-1]
+        versions += [_moved(mirrored, top, width - left - w, h, w) for top, left in corners]
+    elif kind != "none":
         versions += [x[:, :, ::-1] for x in versions]
     return versions
 

@@ -121,7 +121,8 @@ def load(
         log.info("preparing %s in %s", name, made.data_path)
     made.download_and_prepare()
     there = [split for split in optional if split in made.info.splits]
-    large = [split for split in (*splits, *there) if split in ("train", "unlabeled")]
+    known = made.info.splits  # `read` names one that is not among them
+    large = [s for s in (*splits, *there) if s in ("train", "unlabeled") and s in known]
     shape = made.info.features["image"].shape
     size = sum(made.info.splits[split].num_examples for split in large) * math.prod(shape)
     return read(made, (*splits, *there), name, on_disk=large if size > room else ())

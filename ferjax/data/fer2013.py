@@ -40,6 +40,7 @@ CLASS_TABLE = {
     "public_test": (467, 56, 496, 895, 653, 415, 607),
     "private_test": (491, 55, 528, 879, 594, 416, 626),
 }
+_BUSY = (408, 425, 429)  # statuses of a server that wants to be asked again
 _TIMEOUT = 60.0  # seconds without a byte
 _INSTEAD = f"a copy (folder, zip, fer2013.csv or icml_face_data.csv) with {sources.GIVE}"
 
@@ -175,7 +176,8 @@ def download(url: str, path: Path, instead: str) -> None:
         # An HTTPError shows its number only as a whole; a URLError wraps what happened.
         wrapped = getattr(error, "reason", error)
         reason = error if isinstance(error, urllib.error.HTTPError) else wrapped
-        missing = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+        code = error.code if isinstance(error, urllib.error.HTTPError) else 0
+        missing = 400 <= code < 500 and code not in _BUSY
         raise (UserError if missing else UnreachableError)(
             f"cannot download {url} ({reason}): give {instead}"
         ) from error

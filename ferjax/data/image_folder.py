@@ -270,9 +270,11 @@ def _held_out(train: np.ndarray, labels: np.ndarray, hashes: list[bytes]) -> np.
         members = [int(i) for i in train if labels[i] == label]
         count = max(1, round(HELD_OUT_SHARE * len(members)))
         last = sorted(hashes[i] for i in members)[count - 1]
-        aside = [i for i in members if hashes[i] <= last]
-        chosen += aside if len(aside) < len(members) else []
-    return np.array(sorted(chosen), int)
+        smallest = [i for i in members if hashes[i] <= last]
+        chosen += smallest if len(smallest) < len(members) else []
+    # Copies with another label go with them: the network would be judged on what it has seen.
+    aside = {hashes[i] for i in chosen}
+    return np.array([int(i) for i in train if hashes[i] in aside], int)
 
 
 def _prepared(folder: Path, wanted: FolderConfig) -> tuple[str, tuple[str, ...]]:

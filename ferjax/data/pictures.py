@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -50,12 +51,12 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | str:
     return _NO_PICTURE if picture is None else np.asarray(picture)
 
 
-def below(folder: Path) -> list[Path]:
+def below(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """The picture files in a folder and all folders in it, by name; hidden ones are left out."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )

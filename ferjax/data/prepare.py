@@ -56,7 +56,11 @@ def main() -> None:
     if name.partition("/")[0] == "image_folder":
         source = given["data.source"].value or rest
         given_by = f" --config.data.source={shlex.quote(source)}" if source else ""
-        print(f"to train   --config.data.name={name}{given_by}")
+        if "train" in data.splits:
+            print(f"to train   --config.data.name={name}{given_by}")
+        elif source:
+            kind = "image_folder/detect" if made.builder_config.detect else "image_folder"
+            print(f"to train   --config.data.unlabeled_source={shlex.quote(f'{kind}:{source}')}")
 
 
 def class_table(data: arrays.Dataset) -> str:

@@ -1,5 +1,6 @@
 """A network's probabilities for images of a split, as a file that another run can learn from."""
 
+import io
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ferjax.config import UserError
+from ferjax.config import UserError, write_whole
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,16 @@ class SoftLabels:
 
 def save(labels: SoftLabels, path: epath.Path) -> None:
     """Writes an .npz file that needs no pickle to be read."""
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            rows=np.asarray(labels.rows, np.int32),
-            probabilities=np.asarray(labels.probabilities, np.float32),
-            class_names=np.asarray(labels.class_names, np.str_),
-            digest=np.asarray(labels.digest, np.str_),
-            labeled_rows=np.asarray(labels.labeled_rows, np.int32),
-        )
+    file = io.BytesIO()
+    np.savez(
+        file,
+        rows=np.asarray(labels.rows, np.int32),
+        probabilities=np.asarray(labels.probabilities, np.float32),
+        class_names=np.asarray(labels.class_names, np.str_),
+        digest=np.asarray(labels.digest, np.str_),
+        labeled_rows=np.asarray(labels.labeled_rows, np.int32),
+    )
+    write_whole(path, file.getvalue())
 
 
 def read(path: epath.Path) -> SoftLabels:

@@ -62,7 +62,13 @@ def make(
     known = kept & (labels >= 0)
     candidates = np.flatnonzero(known).astype(np.int32)
     if config["split_file"]:
-        labeled = np.intersect1d(_read(workdir_path(config["split_file"]), rows), candidates)
+        named = _read(workdir_path(config["split_file"]), rows)
+        if (unknown := labels[named] < 0).any():
+            raise UserError(
+                f"config.data.split_file={config['split_file']}: row {rows[named[unknown]][0]} has "
+                "no label in this data: give a file that was written for the same labels"
+            )
+        labeled = np.intersect1d(named, candidates)
         if not len(labeled):
             raise UserError(
                 f"config.data.clean={config['clean']} drops all images of "
@@ -178,10 +184,17 @@ def _draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
 
 def _read(path: epath.Path, rows: np.ndarray) -> np.ndarray:
     try:
-        wanted = np.asarray(json.loads(path.read_text())["labeled_rows"], np.int64)
+        listed = json.loads(path.read_text())["labeled_rows"]
+        if not (isinstance(listed, list) and all(type(row) is int for row in listed)):
+            raise TypeError
+        wanted = np.asarray(listed, np.int64)
     except FileNotFoundError:
         raise UserError(f"config.data.split_file={path} is not there") from None
-    except (KeyError, TypeError, ValueError):
+    except OSError as error:
+        raise UserError(
+            f"config.data.split_file={path}: {error.strerror or error}: give a run's split.json"
+        ) from None
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             f"config.data.split_file={path} holds no list labeled_rows: give a run's split.json"
         ) from None

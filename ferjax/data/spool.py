@@ -26,7 +26,8 @@ from ferjax.data.builder import Face, encode_png, streamed_digest
 from ferjax.data.faces import faces, fit, make_cascade
 from ferjax.data.folders import Picture
 
-_CHUNK = 64  # pictures that a thread works off at a time
+_CHUNK = 16  # pictures that a thread works off at a time
+_MOST_THREADS = 16  # what waits for its turn takes memory
 
 Shape = tuple[int, int, int]
 
@@ -155,7 +156,12 @@ def _unfit(path: str) -> str:
             return "not a file"
         if not info.st_size:
             return "an empty file"
-        content = Path(path).read_bytes()
+        if info.st_size > pictures.MOST_BYTES:
+            return ""  # `pictures.read` says so
+        with open(path, "rb") as file:
+            content = file.read(2)
+            if content == b"\xff\xd8":  # the end of a JPEG alone is looked at
+                content += file.read()
     except OSError as error:
         return error.strerror or "can't be read"
     # Some versions of OpenCV fill up a JPEG that ends early. Neither mark can be inside its scan.
@@ -166,7 +172,7 @@ def _unfit(path: str) -> str:
 
 def in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """`map(function, items)` by threads that are never more than some chunks ahead."""
-    workers = os.cpu_count() or 1
+    workers = min(os.cpu_count() or 1, _MOST_THREADS)
 
     def work(start: int) -> list[Any]:
         return [function(items[i]) for i in range(start, min(start + _CHUNK, len(items)))]

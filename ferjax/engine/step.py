@@ -178,7 +178,8 @@ def _in_parts(work: Callable, start: Any, batch: Batch, count: int, loops: bool)
     Returns:
       The last carry, and (mean loss, summed metrics, mean gradients).
     """
-    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    # A part is every count-th row, which makes it the same rows whatever the number of devices.
+    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(carry: Any, part: Batch) -> Any:
         inner, sums = carry

@@ -186,7 +186,7 @@ class Model(nn.Module):
             setattr(self, name, self._part(*entry))
         self.split = next(i for i, e in enumerate(self.entries) if e[0] in TO_VECTOR)
         self.classifier = Dense(
-            self.num_classes, nn.initializers.glorot_uniform(), dtype=self.dtype
+            self.num_classes, nn.initializers.glorot_uniform(), dtype=param_dtype(self.dtype)
         )
 
     def _part(

@@ -122,7 +122,7 @@ class Model(nn.Module):
                     )
                 )
         self.blocks = blocks
-        self.classifier = Dense(self.num_classes, dtype=self.dtype)
+        self.classifier = Dense(self.num_classes, dtype=param_dtype(self.dtype))
 
     def features(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

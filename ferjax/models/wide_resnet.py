@@ -116,7 +116,9 @@ class Model(nn.Module):
         self.blocks = blocks
         self.last_norm = BatchNorm(**norm)
         self.drop = Dropout(self.dropout)
-        self.classifier = Dense(self.num_classes, nn.initializers.glorot_normal(), dtype=self.dtype)
+        self.classifier = Dense(
+            self.num_classes, nn.initializers.glorot_normal(), dtype=param_dtype(self.dtype)
+        )
 
     def features(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

@@ -64,6 +64,10 @@ def test_ten_crops_move_each_crop_to_where_the_network_looks():
         part = IMAGES[:, top : top + 20, left : left + 20]
         np.testing.assert_array_equal(version[:, 2:22, 2:22], part)
         np.testing.assert_array_equal(mirrored[:, 2:22, 2:22], part[:, :, ::-1])
+    # 24 - 19 is odd: the network looks at columns 2 to 20.
+    for version, mirrored in zip(*np.split(np.stack(tta.variants(IMAGES, "ten_crop", 19)), 2)):  # noqa: B905
+        seen = version[:, 2:21, 2:21]
+        np.testing.assert_array_equal(mirrored[:, 2:21, 2:21], seen[:, :, ::-1])
 
 
 def test_standardized_views_have_their_own_mean_and_deviation():

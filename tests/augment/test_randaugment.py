@@ -34,4 +34,34 @@ def test_each_operation_is_drawn_alike(policy):
         assert 0.05 <= ops.factor.min() < 0.06 < 0.94 < ops.factor.max() <= 0.95
         assert 0 <= ops.threshold.min() < 2 < 254 < ops.threshold.max() <= 256
         assert -30 <= ops.degrees.min() < -29 < 29 < ops.degrees.max() <= 30
-    assert np.abs(ops.fraction).max() <= 0.3
+    assert -0.3 <= ops.fraction.min() < -0.26 < 0.26 < ops.fraction.max() <= 0.3
+
+
+TURN = np.deg2rad(20)
+COS, SIN = np.cos(TURN), np.sin(TURN)
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [
+        ("rotate", (COS, -SIN, 0, SIN, COS, 0)),
+        ("shear_x", (1, 0.27, 0, 0, 1, 0)),
+        ("shear_y", (1, 0, 0, 0.27, 1, 0)),
+        ("translate_x", (1, 0, round(0.27 * 40), 0, 1, 0)),
+        ("translate_y", (1, 0, 0, 0, 1, round(0.27 * 24))),
+        ("solarize", (1, 0, 0, 0, 1, 0)),
+    ],
+)
+def test_each_move_is_the_map_that_pillow_is_given(name, matrix):
+    """x, y of a pixel of the result -> where it is taken from, about the middle; 40 x 24 pixels."""
+    zero = np.zeros((1, 1), np.float32)
+    drawn = randaugment.Drawn(
+        op=np.full((1, 1), OPS.index(name)),
+        factor=zero,
+        bits=zero,
+        threshold=zero,
+        degrees=zero + 20,
+        fraction=zero + np.float32(0.27),
+    )
+    found = np.ravel(randaugment.move(drawn, 0, 24, 40))
+    np.testing.assert_allclose(found, matrix, atol=1e-6)

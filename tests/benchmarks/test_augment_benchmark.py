@@ -102,7 +102,7 @@ def faces(count: int = 6, side: int = 24) -> np.ndarray:
 def test_tensor_operations_are_pillows(torch, peer_views, op: str, style: str):
     images = faces()
     random.seed(1)
-    levels = [float(peer_views.magnitude(op, style, 24)) for _ in images]
+    levels = [float(peer_views.magnitude(op, style, 24, peer_views.draw())) for _ in images]
     want = np.stack(
         [
             np.asarray(peer_views.apply(Image.fromarray(x), op, level, 128))

@@ -70,6 +70,8 @@ def test_the_directory_comes_from_the_environment_at_call_time(tiny_copy, monkey
 def test_what_does_not_exist(prepared_tiny):
     with pytest.raises(UserError, match=r"no split 'test': it has train, public_test"):
         load(prepared_tiny, ("test",))
+    with pytest.raises(UserError, match=r"no split 'unlabeled': it has train, public_test"):
+        load(prepared_tiny, ("train", "unlabeled"))
     with pytest.raises(UserError, match="synthetic_faces"):
         load(prepared_tiny, name="synthetic_face")
     with pytest.raises(UserError, match="no config 'huge': it has standard, tiny"):

@@ -12,6 +12,7 @@ from ferjax.data import illumination
 from ferjax.engine.checkpoint import Checkpoints
 from ferjax.engine.experiment import Experiment
 from ferjax.engine.parallel import host
+from ferjax.evaluate_sections import Contender
 from ferjax.load import load
 
 RNG = np.random.default_rng(0)
@@ -110,6 +111,13 @@ def test_training_and_prediction_see_the_same_pixels(data_dir, tmp_path, monkeyp
     configs.save(other, tmp_path / "other" / "config.json")
     unlit = load(tmp_path / "other", weights="raw").logits(faces)
     assert np.abs(unlit - found).max() > 1e-3
-    lit = load(tmp_path / "other", weights="raw").logits(illumination.apply(faces, "equalize"))
+    corrected = illumination.apply(faces, "equalize")
+    lit = load(tmp_path / "other", weights="raw").logits(corrected)
     np.testing.assert_allclose(lit, found, atol=1e-5)
+    # Of ten crops, too, the whole image is corrected.
+    crops = [
+        Contender([path], [load(path, weights="raw")], "ten_crop").outputs(images)[0]
+        for path, images in ((run.workdir, faces), (tmp_path / "other", corrected))
+    ]
+    np.testing.assert_allclose(*crops, atol=1e-5)
     assert dataclasses.is_dataclass(run.dataset)

@@ -110,6 +110,9 @@ def test_bad_requests(text, message):
         ('{"labeled_rows": [1]}', "row 1 is not in the training set"),
         ('{"labeled_rows": [11, 11]}', "a row twice"),
         ('{"labeled_rows": []}', "none"),
+        ('{"labeled_rows": [[11], [12]]}', "holds no list"),
+        ('{"labeled_rows": [11.5]}', "holds no list"),
+        (f'{{"labeled_rows": [{10**30}]}}', "holds no list"),
     ],
 )
 def test_bad_split_files(tmp_path, content, message):
@@ -122,3 +125,5 @@ def test_bad_split_files(tmp_path, content, message):
 def test_missing_split_file(tmp_path):
     with pytest.raises(UserError, match="is not there"):
         make("all", file=tmp_path / "no.json")
+    with pytest.raises(UserError, match=r"Is a directory: give a run's split.json"):
+        make("all", file=tmp_path)

@@ -107,6 +107,11 @@ def test_microbatches_thread_statistics_from_part_to_part(one):
             harness.make_config(microbatches=n, algorithm={"name": "supervised"}) for n in (1, 2)
         ]
         plain, parted = (harness.Small(c).run(one, steps=1)[0] for c in configs)
+        two = Layout("pmap", jax.devices()[:2])
+        halves = harness.Small(configs[1]).run(two, steps=1)[0]
+    # The same images are a part's on two devices, each of which has half of it.
+    for a, b in zip(leaves(parted), leaves(halves), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
     keep = 0.9
     for a, b in zip(leaves(plain.batch_stats), leaves(parted.batch_stats), strict=True):
         assert not np.allclose(a, b)

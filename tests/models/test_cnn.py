@@ -156,6 +156,8 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits():
     logits, updated = apply(low)
     for leaf in jax.tree.leaves((abstract(low), updated, logits)):
         assert leaf.dtype == jnp.float32
+    # Not rounded on the way: a tie of two classes would go to the first.
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).any()
     exact, _ = apply(full)
     np.testing.assert_allclose(logits, exact, atol=0.05)
 

@@ -156,6 +156,7 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(narrow):
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     for leaf in jax.tree.leaves((shapes, updated, logits)):
         assert leaf.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).any()
     exact, _ = apply(narrow())
     np.testing.assert_allclose(logits, exact, atol=0.1 * float(np.abs(exact).max()))
 
