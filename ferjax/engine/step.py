@@ -77,7 +77,7 @@ def make_step(
         those of a part, and running averages, a method's thresholds among them, move with each
         part. Without such statistics the result is the same.
       loops: whether the parts may run in a loop; else the program repeats them, because convolution
-        gradients inside any XLA:CPU loop are 11-30 times slower (DESIGN.md).
+        gradients inside any XLA:CPU loop are 11-30 times slower (BUILD_NOTES.md).
       skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is
         NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`. The
         optimizer's schedule stays behind by as many steps.
@@ -201,7 +201,7 @@ def make_call(step: Step, count: int) -> Step:
     """Repeats `step` `count` times: index [count, ...] in, metrics [count] out.
 
     One step runs without a loop: convolution gradients inside any XLA:CPU loop are 11-30 times
-    slower (DESIGN.md), so on a CPU `count` is 1.
+    slower (BUILD_NOTES.md), so on a CPU `count` is 1.
     """
     if count > 1:
         return lambda state, index, data: jax.lax.scan(

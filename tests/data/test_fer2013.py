@@ -355,7 +355,7 @@ def serve():
 @pytest.mark.slow
 def test_download_of_an_archive_at_full_size(serve, tmp_path, monkeypatch):
     monkeypatch.delenv("FER2013_SOURCE", raising=False)
-    # FER2013.md's class table, in rows; one grey level a class is image enough.
+    # The published class table, in rows; one grey level a class is image enough.
     table = np.array(
         [
             [3995, 436, 4097, 7215, 4830, 3171, 4965],
