@@ -46,7 +46,7 @@ from ferjax.evaluate_targets import (
     training_images,
 )
 from ferjax.load import load, load_data
-from ferjax.workdir import absolute, append_text, workdir_path
+from ferjax.workdir import absolute, append_text, reason, workdir_path, write_errors
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("ferjax")
@@ -78,12 +78,17 @@ def main() -> int:
     if jax.process_index():
         return configs.EXIT_OK
     path = workdirs[0] / "eval" / f"{_file_name(subject, workdirs)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _private():
-        _note_reading(contender, target, record["accuracy"])
-        if other.members:
-            _note_reading(other, target, record["against"]["accuracy"])
-    configs.write_json(path, _joined(path, record), indent=2)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _private():
+            _note_reading(contender, target, record["accuracy"])
+            if other.members:
+                _note_reading(other, target, record["against"]["accuracy"])
+        configs.write_json(path, _joined(path, record), indent=2)
+    except write_errors(path) as error:
+        if not _private():  # what can't be noted is not shown
+            log.info("%s", "\n".join(lines))
+        raise UserError(f"{path} can't be written: {reason(error)}") from None
     log.info(
         "%s, step %s (%s), %s weights, tta %s, labels %s\n%s\nwritten to %s",
         *(subject.name, "+".join(str(m.step) for m in contender.members), FLAGS.checkpoint),
@@ -172,7 +177,10 @@ def _score(
 
 def _joined(path: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
     """The record, with the further analyses of the same scores that are in the file already."""
-    old = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        old = dict(json.loads(path.read_text())) if path.exists() else {}
+    except (TypeError, ValueError):
+        old = {}  # not what ferjax wrote: it is written anew
     same = ("step", "checkpoint", "weights", "labels", "workdirs", "data_digest", "accuracy")
     return {**old, **record} if all(old.get(k) == record.get(k) for k in same) else record
 

@@ -30,7 +30,7 @@ words of emotion, and cut out by a face detector.
   happy 92 %, neutral 87 %, surprise 79 %, angry 47 %, sad 40 %, disgust 31 %, fear 13 %. Errors
   on the last four are often errors of the label.
 - **Copies.** 280 images of public_test and 288 of private_test (8 %) have an exact copy in the
-  training images, which flatters every score a little.{copies}
+  official training images, {copies}
 - **Few of some classes.** Disgust is 1.5 % of the images, happy 25 %.
 - **Who is missing.** Nothing is recorded of age, gender, skin colour or origin, so nobody can say
   how the error is spread over groups of people, and this card does not. The pictures are those
@@ -124,7 +124,11 @@ def text(weights: Weights) -> str:
     )
     kind = c.data.name.partition("/")[0]
     clean = f["scores"].get(TEST, {}).get("clean") or {}
-    copies = f" Without them: {_share(clean)}." if clean.get("accuracy") is not None else ""
+    copies = "which flatters every score a little."
+    if c.data.clean != "none":
+        copies = "without which this network was trained."
+    if clean.get("accuracy") is not None:
+        copies += f" Without those images: {_share(clean)}."
     about = {"fer2013": _FER2013.format(copies=copies), "synthetic_faces": _SYNTHETIC}
     licence = "The weights and the code are under Apache-2.0. " + (
         "FER2013 came out under the terms of a Kaggle competition, for research and education; its "
@@ -163,8 +167,8 @@ def _training(weights: Weights) -> str:
     if data.labels != "hard" or data.clean != "none":
         lines.append(f"- Labels: {data.labels}; cleaning of the training images: {data.clean}.")
     lines.append(
-        f"- Protocol: recipe, length and checkpoint are chosen on {SELECTION}, whose labels are "
-        f"therefore used; {TEST} is read for the final score alone. Seed {f['seed']}, "
+        f"- Protocol: {SELECTION} is there for choices (recipe, length, checkpoint), so its labels "
+        f"count as used; {TEST} is meant for the final score alone. Seed {f['seed']}, "
         f"{f['epochs']} epochs."
     )
     how = {

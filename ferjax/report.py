@@ -58,7 +58,8 @@ def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
     source = FLAGS["data.source"].value or ""
     data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
     logits = trained.logits(data.splits[SPLIT].images)
-    return Scored(trained, which, data, scores.restrict(logits, trained.classes, data.class_names))
+    logits = scores.restrict(logits, trained.classes, data.class_names)
+    return Scored(trained, which, FLAGS.weights, data, logits)
 
 
 def card(report: Report) -> str:
@@ -89,10 +90,10 @@ def main() -> int:
         return configs.EXIT_OK
     path = workdir / "report.html"
     try:
-        path.write_text(text)
+        configs.write_whole(path, text.encode())
         (workdir / "figures").mkdir(exist_ok=True)
         if report.scored:
-            (workdir / "MODEL_CARD.md").write_text(card(report))
+            configs.write_whole(workdir / "MODEL_CARD.md", card(report).encode())
         for name, figure in report.drawn.items():
             (workdir / "figures" / f"{name}.png").write_bytes(figures.png(figure))
     except write_errors(workdir) as error:

@@ -19,7 +19,7 @@ from ferjax.augment import policies
 from ferjax.data import illumination, splits
 from ferjax.data.arrays import Dataset
 from ferjax.data.builder import encode_png
-from ferjax.engine.metrics import read_rows
+from ferjax.engine.metrics import read_rows, training_seconds
 from ferjax.engine.state import build_view
 from ferjax.load import Trained
 
@@ -36,12 +36,14 @@ class Scored:
     Attributes:
       trained: the network.
       which: how the checkpoint was named.
+      weights: ema or raw.
       data: with the split public_test.
       logits: float [N, C].
     """
 
     trained: Trained
     which: str
+    weights: str
     data: Dataset
     logits: np.ndarray
 
@@ -98,8 +100,8 @@ class Report:
             times = len(readings.read_text().splitlines()) if readings.exists() else 1
             first = (_percent(private["accuracy"]), f"private_test, {_interval(private)}")
             notes.append(
-                f"private_test has been read {times} time{'s' if times > 1 else ''}; the last "
-                f"reading scored step {private['step']} ({private['weights']} weights)."
+                f"private_test has been read {times} time{'s' if times > 1 else ''}; the score "
+                f"shown is of step {private['step']} ({private['weights']} weights)."
             )
         if self.scored:
             s = self.summary
@@ -117,7 +119,12 @@ class Report:
                 (f"{calibration.brier(p, self.labels):.3f}", "Brier score (0 to 2), public_test"),
             ]
             step = self.scored.trained.step
-            if self.scored.which == "best" and len(self.evals) > 1:
+            if self.scored.weights == "raw":
+                notes.append(
+                    f"The scores on public_test are those of step {step}'s raw weights; which step "
+                    "is the best goes by the EMA weights."
+                )
+            elif self.scored.which == "best" and len(self.evals) > 1:
                 notes.append(
                     f"Step {step} is the best of {len(self.evals)} evaluations on public_test "
                     "among the checkpoints kept: its public_test score is therefore somewhat too "
@@ -303,7 +310,7 @@ class Report:
 
     def run(self) -> str:
         """Time, versions, devices, the whole config."""
-        seconds = self.rows[-1].get("seconds") if self.rows else None
+        seconds = training_seconds(self.rows)
         values = {
             "step": self.rows[-1]["step"] if self.rows else 0,
             "training time": f"{seconds / 60:,.1f} minutes" if seconds else "not known",
@@ -330,7 +337,8 @@ class Report:
             true, found = self.labels[row], self.probabilities[row].argmax()
             kind = "right" if true == found else "wrong"
             said = f"{names[found]} {100 * self.probabilities[row, found]:.0f}\N{NO-BREAK SPACE}%"
-            caption = f'true: {page.escape(names[true])}<br/><span class="{kind}">{said}</span>'
+            shown_as = f'<span class="{kind}">{page.escape(said)}</span>'
+            caption = f"true: {page.escape(names[true])}<br/>{shown_as}"
             text = f"a face labelled {names[true]}, predicted {said}"
             image = images[row] if heat is None else _lit(images[row], heat[place])
             shown.append((_png(image), text, caption))

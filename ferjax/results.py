@@ -25,7 +25,9 @@ from ferjax import rows, runtime
 from ferjax.analysis import tables
 from ferjax.command import run
 from ferjax.config import EXIT_OK, UserError
-from ferjax.engine.metrics import read_rows
+from ferjax.data import splits
+from ferjax.engine import checkpoint
+from ferjax.engine.metrics import read_rows, training_seconds
 from ferjax.rows import Row
 
 FLAGS = flags.FLAGS
@@ -57,7 +59,7 @@ def main() -> int:
     path = Path(FLAGS.output)
     text = render(sweep, digests, read(directory))
     try:
-        path.write_text(text)
+        configs.write_whole(path, text.encode())
     except OSError as error:
         raise UserError(f"--output={path} can't be written: {error.strerror}") from None
     log.info("written to %s", path)
@@ -101,7 +103,7 @@ def summarize(
         "command": command,
         "config_digest": rows.digest(config),
         "changed": rows.changed(config),
-        "minutes": round(_seconds(metrics) / 60, 2),
+        "minutes": round(training_seconds(metrics) / 60, 2),
         "steps": last["step"],
         "epochs_done": round(last["epoch"], 2),
         "epochs": config.epochs,
@@ -245,22 +247,19 @@ def _found(summary: Summary) -> str:
     return json.dumps({**summary, "code": "", "time": ""}, sort_keys=True)
 
 
-def _seconds(metrics: Sequence[Mapping[str, Any]]) -> float:
-    """Training time over all starts: the clock of a row is that of its start."""
-    total = clock = 0.0
-    for row in metrics:
-        if row["seconds"] < clock:
-            total += clock
-        clock = row["seconds"]
-    return total + clock
-
-
 def _scores(workdir: epath.Path) -> dict[str, Summary]:
-    """What `ferjax.evaluate` wrote of the two test splits, by the file's name."""
+    """What `ferjax.evaluate` wrote of the two test splits, by the file's name.
+
+    Scores of other pixels or labels than the run's, and of a checkpoint that was the best when it
+    was scored and is not any more, are left out.
+    """
     scores = {}
+    own = splits.recorded(workdir / "split.json").get("data_digest", "")
     for path in sorted((workdir / "eval").glob("*.json")) if (workdir / "eval").exists() else []:
         if path.name.startswith(_SPLITS):
             found = read_json(path)
+            if stale(workdir, found) or (own and found.get("data_digest", own) != own):
+                continue
             kept = ["accuracy", "accuracy_interval", "images"]
             kept += ["step", "checkpoint", "weights", "tta"]
             scores[path.stem] = {key: found[key] for key in kept if key in found}
@@ -268,6 +267,13 @@ def _scores(workdir: epath.Path) -> dict[str, Summary]:
             if clean := found.get("clean"):
                 scores[path.stem] |= {f"clean_{key}": clean[key] for key in ("accuracy", "images")}
     return scores
+
+
+def stale(workdir: epath.Path, score: Mapping[str, Any]) -> bool:
+    """Whether a score is of a checkpoint that was the best, but is not any more."""
+    if score.get("checkpoint") != "best" or not checkpoint.saved(workdir):
+        return False
+    return checkpoint.choose(workdir, "best").name != str(score.get("step"))
 
 
 def _machine(workdir: epath.Path) -> Summary:

@@ -25,7 +25,7 @@ from ferjax import config as configs
 from ferjax.config import UserError
 from ferjax.data import batches, fer2013, splits
 
-# Keys that name what is trained on by its place: of two machines' paths the last part is compared.
+# Keys that name what is trained on by its place; of two machines' paths the end is compared.
 _PATHS = ("init_from", "data.unlabeled_source", "algorithm.predictions")
 # Keys in which two runs of a row may differ.
 _OF_THE_RUN = (*(key for key in configs.FREE_KEYS if key not in _PATHS), "seed", "data.split_seed")
@@ -221,7 +221,11 @@ def changed(config: FrozenConfigDict) -> dict[str, Any]:
 
     def portable(key: str, value: Any) -> Any:
         if key in _PATHS:
-            return Path(value).name
+            path = Path(value)
+            if path.parent.name == "eval":  # a file in a run's workdir
+                path = path.parents[1]
+            # A sweep's runs are <row>/<seed>: the last part alone is the seed.
+            return "/".join(path.parts[-1 if key == "data.unlabeled_source" else -2 :])
         return list(value) if isinstance(value, tuple) else value
 
     return {

@@ -233,8 +233,12 @@ class Sweeper:
                 place = epath.Path(group.split(",")[0])
                 for split in wanted:
                     name = f"{split}_{row.scored}" if row.scored else split
-                    # A score of private_test is never made twice.
-                    if (place / "eval" / f"{name}.json").exists() or self._children.seen:
+                    # A score of private_test is never made twice, unless another checkpoint has
+                    # become the best since, or it is of fewer members.
+                    score = results.read_json(place / "eval" / f"{name}.json")
+                    members = len(score.get("workdirs", [place]))
+                    there = score and members == len(group.split(","))
+                    if (there and not results.stale(place, score)) or self._children.seen:
                         continue
                     log.info("\n== %s: %s", row.name, name)
                     arguments = [f"--workdir={group}", f"--split={split}", f"--tta={tta}"]
@@ -251,17 +255,26 @@ class Sweeper:
         found: dict[str, dict[int, results.Summary]] = {}
         for row in self._sweep.rows:
             for seed in row.seeds:
-                if summary := results.read_json(self._place(row, seed) / "summary.json"):
+                summary = results.read_json(self._place(row, seed) / "summary.json")
+                # A row may have been changed since.
+                if summary.get("config_digest") == rows.digest(self._configs[row.name, seed]):
                     found.setdefault(row.name, {})[seed] = summary
         lines = list(results.lines(self._sweep, found).values())
         table = tables.readable(lines).markdown()
         sources = [f"- {s}" for s in dict.fromkeys(row.source for row in self._sweep.rows) if s]
         text = "\n".join([f"# {self._sweep.title}", "", table, *sources, "", self._sweep.note])
         figure = sweep_plot.draw(lines, x_label=self._sweep.x_label)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        (self._workdir / "table.md").write_text(text.rstrip() + "\n")
-        (self._workdir / "table.csv").write_text(tables.exact(lines).csv())
-        (self._workdir / "plot.png").write_bytes(figures.png(figure))
+        files = {
+            "table.md": (text.rstrip() + "\n").encode(),
+            "table.csv": tables.exact(lines).csv().encode(),
+            "plot.png": figures.png(figure),
+        }
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                configs.write_whole(self._workdir / name, content)
+        except OSError as error:
+            raise UserError(f"{self._workdir} can't be written: {error.strerror}") from None
         return table
 
 

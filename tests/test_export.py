@@ -312,7 +312,7 @@ def test_the_card_says_what_the_workdir_knows(network, scored_workdir):
         "| public_test | 3,589 | 50.00 % (48.37 to 51.63) |",
         "| private_test | 3,589 | 49.12 % (48.37 to 51.63) |",
         "private_test was read 2 times for this run",
-        "Without them: 48.00 % (46.00 to 50.00).",
+        "Without those images: 48.00 % (46.00 to 50.00).",
         "65 +- 5 %",
         "Who is missing",
         "Not for decisions about people",

@@ -135,7 +135,6 @@ def test_a_run_that_has_only_begun(trained, tmp_path):
 def test_private_test_is_shown_but_never_scored(trained, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
-    shutil.rmtree(workdir / "checkpoints")
     (workdir / "eval" / "private_test_readings.jsonl").unlink(missing_ok=True)
     record = {"accuracy": 0.4321, "accuracy_interval": [0.4, 0.5], "images": 70}
     content = json.dumps({**record, "step": 64, "weights": "ema"})
@@ -145,6 +144,8 @@ def test_private_test_is_shown_but_never_scored(trained, tmp_path):
     report = (workdir / "report.html").read_text()
     assert "<b>43.21 %</b><span>private_test, 70 images" in report
     assert "read 1 time;" in report
+    assert "public_test, 70 images" in report  # of the checkpoint that is there
+    assert (workdir / "eval" / "private_test.json").read_text() == content
     assert not (workdir / "eval" / "private_test_readings.jsonl").exists()
 
 

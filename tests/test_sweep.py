@@ -15,6 +15,7 @@ from test_end_to_end import ROOT, environment
 from ferjax import config as configs
 from ferjax import results, rows, sweep
 from ferjax.config import UserError
+from ferjax.engine.metrics import training_seconds
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 SOUND: set = set()  # configs that were looked at
@@ -218,6 +219,60 @@ def test_an_ensemble_of_one_is_not_scored(sweep_file, tmp_path, monkeypatch):
         assert [split for split in read if split.endswith("_test")] == splits
 
 
+def scored(workdir, name, **score):
+    (workdir / "eval").mkdir(exist_ok=True)
+    found = {"accuracy": 0.5, "step": 64, "checkpoint": "best", "workdirs": ["w"], **score}
+    (workdir / "eval" / f"{name}.json").write_text(json.dumps(found))
+
+
+def test_scores_of_other_members_checkpoints_or_pixels_do_not_count(
+    sweep_file, tmp_path, monkeypatch
+):
+    plan, place = quick_rows(sweep_file), results.epath.Path(tmp_path)
+    row = rows.dataclasses.replace(plan.rows[0], seeds=(0, 1), scored="ten_crop_ensemble")
+    one = rows.dataclasses.replace(plan, rows=[row])
+    workdir = tmp_path / row.name / "0"
+    workdir.mkdir(parents=True)
+    monkeypatch.setattr(sweep.Sweeper, "_finished", lambda self, row, seed: True)
+
+    def asked():
+        children = Failing(0)
+        sweep.Sweeper(one, place, children)._score(finish=False)
+        return len(children.calls)
+
+    name = "public_test_ten_crop_ensemble"
+    for members, wanted in ((["a"], 1), (["a", "b"], 0)):
+        scored(workdir, name, workdirs=members)
+        assert asked() == wanted
+    # The best checkpoint is another one by now.
+    monkeypatch.setattr(results.checkpoint, "saved", lambda workdir: [workdir])
+    monkeypatch.setattr(results.checkpoint, "choose", lambda workdir, which: workdir / "96")
+    assert asked() == 1
+    assert results._scores(results.epath.Path(workdir)) == {}
+    scored(workdir, name, step=96, workdirs=["a", "b"])
+    assert asked() == 0
+    (found,) = results._scores(results.epath.Path(workdir)).values()
+    assert found["members"] == 2
+    # Other pixels than those that the run was trained on.
+    (workdir / "split.json").write_text(json.dumps({"data_digest": "a"}))
+    scored(workdir, "private_test", step=96, data_digest="b")
+    assert results._scores(results.epath.Path(workdir)).keys() == {name}
+
+
+def test_the_table_leaves_out_summaries_of_another_config(sweep_file, tmp_path):
+    plan, place = quick_rows(sweep_file), results.epath.Path(tmp_path)
+    made = sweep.Sweeper(plan, place, Nobody())
+    row = plan.rows[0]
+    made._summarize(row, 0)
+    path = tmp_path / row.name / "0" / "summary.json"
+    summary = json.loads(path.read_text())
+    done = {"state": "done", "public_test": {"best": 0.4321, "best_epoch": 1, "final": 0.4}}
+    path.write_text(json.dumps({**summary, **done}))
+    assert "43.21" in made._write()
+    path.write_text(json.dumps({**summary, **done, "config_digest": "of another"}))
+    assert "43.21" not in made._write()
+
+
 def test_the_line_that_says_why(monkeypatch, tmp_path, capfd):
     """A process's own line, and its status."""
     (tmp_path / "ferjax").mkdir()
@@ -291,9 +346,13 @@ def test_a_digest_names_what_is_trained():
     assert len({digest(), *(digest(**other) for other in others)}) == 4
     # A default that is written down is the default.
     assert digest(**{"algorithm.mu": 7}) == digest()
-    # Of a path its last part: it is the same run on another machine.
+    # Of a path its end: it is the same run on another machine.
     paths = [digest(**{"init_from": f"{place}/runs/a"}) for place in ("/home/x", "/root")]
     assert paths[0] == paths[1] != digest()
+    # The runs of a sweep's rows are <row>/<seed>, and a run's predictions have one name.
+    ends = ("", "/eval/train_predictions.npz")
+    teachers = [f"/x/{row}/0{end}" for row in ("supervised_10", "fixmatch_10") for end in ends]
+    assert len({digest(**{"init_from": teacher}) for teacher in teachers}) == 2
 
 
 @pytest.mark.parametrize(
@@ -348,7 +407,7 @@ def test_a_row_whose_config_is_wrong_is_named(tmp_path):
 def test_minutes_over_several_starts():
     """A row's clock is that of its start."""
     clocks = [10.0, 60.0, 5.0, 35.0, 1.0]
-    assert results._seconds([{"seconds": c} for c in clocks]) == 60 + 35 + 1
+    assert training_seconds([{"seconds": c} for c in clocks]) == 60 + 35 + 1
 
 
 def test_the_committed_table_is_what_the_summaries_say():

@@ -27,7 +27,7 @@ class Part(flax.struct.PyTreeNode):
       views: name -> float [n, H, W, C], normalised.
       target: float [n, classes], one-hot or soft. Of unlabelled images it is the hidden truth, for
         measurement only: a loss that reads it cheats; zeros where the data set has no label.
-      weight: float [n], of each image in the loss.
+      weight: float [n], of each image in the loss; the engine gives each 1.
       index: int32 [n], the image's row in the training arrays.
       keys: typed random keys [n], one for each global position in the batch.
     """

@@ -122,6 +122,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, shares: 
             colour = LIGHT["on-accent" if level > 0.7 else "ink"]
             axes.text(column, row, value, ha="center", va="center", fontsize=size, color=colour)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
+    names = _plain(names)
     axes.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(n), names, fontsize=9)
     axes.set_xlabel("predicted" + (" (percent of the true class)" if shares else " (images)"))
@@ -144,7 +145,7 @@ def class_bars(per_class: Mapping[str, Mapping[str, float]]) -> Figure:
         for place, value in zip(places, values, strict=True):
             text = f"{value:.0f}"
             axes.text(value + 1, place, text, va="center", fontsize=7.5, color=LIGHT["ink"])
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), _plain(names))
     axes.set(xlim=(0, 108), ylim=(len(names) - 0.4, -0.6), xlabel="percent")
     axes.grid(visible=False, axis="y")
     _legend(figure, axes)
@@ -192,7 +193,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fig
     """Points [N, 2], with a colour and a marker for each class."""
     figure, axes = _axes(3.6)
     colours = [name for name in LIGHT if name not in ("grid", "on-accent", "muted", "ink")]
-    for i, name in enumerate(names):
+    for i, name in enumerate(_plain(names)):
         mine = points[labels == i]
         axes.scatter(
             *(mine[:, 0], mine[:, 1], 9),
@@ -267,6 +268,11 @@ def _legend(figure: Figure, axes: Axes, columns: int = 0) -> None:
             columnspacing=1.0,
             handletextpad=0.4,
         )
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names in which Matplotlib sees no formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _escape(text: str) -> str:

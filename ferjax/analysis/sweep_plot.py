@@ -60,7 +60,8 @@ def _panels(lines: Sequence[Line], x_label: str) -> Figure:
         axes.set_axisbelow(True)
         axes.grid(color=figures.LIGHT["grid"], linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        _points(axes, reference, ticks, colour=muted, marker="", label=first)
+        lone = "_" if len(ticks) == 1 else ""  # a line of one point is not seen
+        _points(axes, reference, ticks, colour=muted, marker=lone, label=first)
         _published(axes, mine, ticks, colour=second, marker="D", label="published")
         _points(axes, mine, ticks, colour=accent, marker="o", label="this method")
         _label(axes, ticks)

@@ -5,6 +5,7 @@ here. Only finished runs enter a mean; the standard deviation is the sample's (n
 """
 
 import csv
+import dataclasses
 import io
 import statistics
 import textwrap
@@ -60,7 +61,12 @@ class Line:
         Args:
           what: "best" and "final" of public_test; "private"; "clean"; "minutes"; "epochs".
         """
-        values = [_value(run, what, self.scored) for run in self.done]
+        runs = self.done
+        if "ensemble" in self.scored and what in ("best", "private", "clean"):
+            # One of other members is another ensemble.
+            key, members = _key("public" if what == "best" else "private", self.scored), self.seeds
+            runs = [r for r in runs if r["scores"].get(key, {}).get("members") == len(members)]
+        values = [_value(run, what, self.scored) for run in runs]
         return [v for v in values if v is not None]
 
     @property
@@ -77,12 +83,17 @@ class Line:
         """Whether the mean is what it is to be; None: open.
 
         On private_test once that was read of this line (and of the one to be beaten), else on the
-        best of public_test.
+        best of public_test. Two lines are compared on the seeds that both have: a seed has its own
+        labelled images.
         """
+        line, other = self, self.beats
+        if other and not (self.scored or other.scored):
+            both = [s for s in self.seeds if self._has(s) and other._has(s)]
+            line, other = (dataclasses.replace(each, seeds=both) for each in (line, other))
         for what in ("private", "best"):
-            mine = self.values(what)
-            others = self.beats.values(what) if self.beats else []
-            if not mine or (self.beats and not others) or not self.target:
+            mine = line.values(what)
+            others = other.values(what) if other else []
+            if not mine or (other and not others) or not self.target:
                 continue
             mean = statistics.fmean(mine)
             enough = self.reach is None or mean >= self.reach
@@ -91,6 +102,9 @@ class Line:
                 enough &= lead >= self.margin if self.margin else lead > 0
             return enough
         return None
+
+    def _has(self, seed: int) -> bool:
+        return seed in self.runs and self.runs[seed]["state"] == "done"
 
     @property
     def state(self) -> str:
@@ -149,6 +163,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+def _part(values: Sequence[float], done: int) -> str:
+    """`spread`, with the number of runs where it is not that of all finished ones."""
+    return spread(values) + (f" ({len(values)} of {done})" if 0 < len(values) < done else "")
+
+
 def readable(lines: Sequence[Line]) -> Table:
     """The table for people: a line each, "not run" where nothing was."""
     header = ["", "on", "published", "to reach", "public_test, best", "public_test, final"]
@@ -174,8 +193,8 @@ def readable(lines: Sequence[Line]) -> Table:
                 line.target,
                 best,
                 spread(line.values("final")),
-                spread(line.values("private")),
-                spread(line.values("clean")),
+                _part(line.values("private"), done),
+                _part(line.values("clean"), done),
                 reached,
                 count,
                 spread(line.values("epochs"), 0).partition(" ")[0],

@@ -38,8 +38,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
     speed = [_trained(rows, "", "images_per_second")]
     drawings = [
         ("accuracy", accuracy, "accuracy", True, "Accuracy in training and on public_test."),
-        ("loss", losses, "nats", False, "Training loss; NLL on public_test."),
-        ("loss_parts", parts, "nats", False, "The two parts of the training loss."),
+        ("loss", losses, "loss", False, "Training loss; NLL (nats) on public_test."),
+        ("loss_parts", parts, "loss", False, "The training loss's parts, before their weights."),
         ("pseudo_labels", pseudo, "share", True, "Mask rate and pseudo-label accuracy."),
         ("learning_rate", rate, "learning rate", False, "Learning rate."),
         ("speed", speed, "images/s", False, "Images a second in training, of all kinds."),

@@ -379,6 +379,20 @@ def parse_rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
+def training_seconds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Training time over all starts: the clock of a row is that of its start.
+
+    A start is told by a clock that goes back; one whose first row comes later than the last row
+    before it is not seen.
+    """
+    total = clock = 0.0
+    for row in rows:
+        if row["seconds"] < clock:
+            total += clock
+        clock = row["seconds"]
+    return total + clock
+
+
 def parameter_table(params: Any) -> str:
     """Names, shapes and sizes of all parameters, with the total."""
     from clu import parameter_overview

@@ -93,13 +93,14 @@ class _Trainer:
         self.unscored = bool(meta.get("unscored"))
         self._logits: dict[str, np.ndarray] = {}
         self._marks: list[float] = []
-        self._started = self._saved_at = time.monotonic()
         active = run.layout.process == 0
         self._writer = Writer(workdir, self.step, active=active, unscored=self.unscored)
         stack.callback(self._writer.close)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self._recorder = Recorder(run, self._writer, meta["row"], self.checkpoints.latest_step)
+        # With the recorder's, so that the rows of both have one clock.
+        self._started = self._saved_at = time.monotonic()
         self._bar = stack.enter_context(_progress_bar(run, self.step))
         self._state, self._data = run.layout.replicate(state), run.device_data()
         self._polls = Polls(run.layout)

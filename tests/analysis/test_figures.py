@@ -62,6 +62,19 @@ def test_colours_are_legible(palette):
     assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5
 
 
+def test_a_name_is_no_formula():
+    names = (r"$\happy$", "a$b")
+    counts = [[3, 1], [0, 2]]
+    points = np.random.default_rng(0).random((20, 2))
+    each = {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    for drawn in (
+        figures.confusion(counts, names, shares=False),
+        figures.scatter(points, np.arange(20) % 2, names),
+        figures.class_bars(dict.fromkeys(names, each)),
+    ):
+        assert set(names) <= set(texts(figures.svg(drawn, "a")))
+
+
 def test_a_confusion_matrix_as_counts_and_shares():
     counts = [[30, 10], [0, 0]]
     plain = texts(figures.svg(figures.confusion(counts, NAMES, shares=False), "counts"))

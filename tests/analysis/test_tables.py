@@ -91,6 +91,20 @@ def test_reached_is_judged_on_private_test_once_it_was_read():
     assert Line("a", {}, (0,), reach=52.0, beats=base, margin=3.0).target == "52, >= base + 3"
 
 
+def test_two_rows_are_compared_on_the_seeds_that_both_have():
+    """Seed 1 has easier labelled images, which only the row to be beaten was run on."""
+    base = Line("base", {0: run(0.50), 1: run(0.60)}, (0, 1))
+    assert Line("a", {0: run(0.54)}, (0, 1), beats=base, margin=3.0).reached is True
+    assert Line("a", {2: run(0.9)}, (0, 1, 2), beats=base).reached is None
+
+
+def test_private_figures_of_fewer_seeds_say_so():
+    runs = {0: run(0.5, private=0.6), 1: run(0.5), 2: run(0.5)}
+    (row,) = cells([Line("a", runs, (0, 1, 2))])
+    assert row["private_test"] == "60.00 (1 of 3)"
+    assert row["seeds"] == "3"
+
+
 def test_scores_of_views_and_ensembles_are_not_those_of_single_networks():
     ten = {"accuracy": 0.61, "members": 1, "clean_accuracy": 0.6}
     both = {"accuracy": 0.65, "members": 2}
@@ -110,6 +124,8 @@ def test_scores_of_views_and_ensembles_are_not_those_of_single_networks():
     (row,) = cells([Line("a", runs, (0, 1), scored="ten_crop_ensemble")])
     assert row["public_test, best"] == "65.00"
     assert row["seeds"] == "2 together"
+    (row,) = cells([Line("a", runs, (0, 1, 2), scored="ten_crop_ensemble")])
+    assert row["public_test, best"] == "not scored"  # one of two is not one of three
     assert cells([crops])[0]["public_test, best"] == "not scored"
 
 
