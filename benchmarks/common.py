@@ -188,7 +188,12 @@ class Setup:
             # those that are left after optimisation.
             from jax._src.lib import _jax
 
-            client = jax.devices("cpu")[0].client
+            try:
+                client = jax.devices("cpu")[0].client
+            except RuntimeError:
+                raise UserError(
+                    "JAX_PLATFORMS leaves out cpu, which counts FLOPs: add it"
+                ) from None
             module = lowered.compiler_ir("hlo").as_hlo_module()
             analysis = _jax.hlo_module_cost_analysis(client, module)
         return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])

@@ -67,8 +67,8 @@ class UserError(Exception):
 class UnreachableError(UserError):
     """Something outside did not answer: a server, a bucket, another process.
 
-    What the user gave may be right, so that the same command, started again, may work. Launchers
-    go by the status: they start a 1 again and give up at a 2.
+    What the user gave may be right, so that the same command, started again, may work:
+    `tpu_queued.sh` and the JobSets start a 1 again and give up at a 2.
     """
 
     status = EXIT_FAILED
@@ -271,6 +271,10 @@ def write_whole(path: Path | epath.Path, content: bytes) -> None:
     if os.fspath(path).startswith("gs://"):  # in a bucket every write is so
         path.write_bytes(content)
         return
+    if path.exists() and not path.is_file():  # a pipe, say
+        path.write_bytes(content)
+        return
+    path = path.resolve()  # what a link names
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         temporary.write_bytes(content)

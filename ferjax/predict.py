@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,11 +71,10 @@ def main() -> int:
             raise UserError(f"{path} is not there: make this folder first")
     folder = Path(FLAGS.annotate) if FLAGS.annotate else None
     files = find(FLAGS.image)
-    if folder and any(folder.resolve() in Path(path).resolve().parents for path, _ in files):
-        raise UserError(
-            f"--annotate={folder}: pictures to look at lie in it, and a drawing may have the name "
-            "of one of them: give another folder"
-        )
+    drawings = [Path(name) for name, _ in files if re.search(r"_faces(_\d+)?\.jpg$", name)]
+    for path in drawings:
+        if folder and path.resolve().parent == folder.resolve():
+            raise UserError(f"--annotate={folder}: {path} may be drawn over: give another folder")
     config = read_config(FLAGS.workdir)
     runtime.start(config.evaluate.batch_size, float64=config.dtype == "float64")
     trained = load(

@@ -221,11 +221,14 @@ def changed(config: FrozenConfigDict) -> dict[str, Any]:
 
     def portable(key: str, value: Any) -> Any:
         if key in _PATHS:
+            if key == "data.unlabeled_source":  # image_folder:DIR
+                kind, colon, folder = value.rpartition(":")
+                return kind + colon + Path(folder).name
             path = Path(value)
             if path.parent.name == "eval":  # a file in a run's workdir
                 path = path.parents[1]
             # A sweep's runs are <row>/<seed>: the last part alone is the seed.
-            return "/".join(path.parts[-1 if key == "data.unlabeled_source" else -2 :])
+            return "/".join(path.parts[-2:])
         return list(value) if isinstance(value, tuple) else value
 
     return {

@@ -12,7 +12,7 @@
 #                     nothing more, after the last lines of each worker's log were printed
 #   --poll=SECONDS    60
 #   --max-failures=N  3: so often the run is started again after a failure that is not the user's
-#   --max-refusals=N  3: so often in a row the request may be refused or end as FAILED
+#   --max-refusals=N  3: so often in a row the request may end as FAILED or, once granted, be refused
 #   --runtime=IMAGE --service-account=EMAIL --network=N --subnetwork=N --internal-ip --env=NAME=VALUE
 #   --dry-run         prints the gcloud commands of one undisturbed run instead
 #
@@ -66,7 +66,14 @@ delete_now() {
 
 # Once more at the next look, if it fails.
 delete_then() {
-  delete || sleep "$poll"
+  if delete; then
+    undeleted=0
+    return
+  fi
+  undeleted=$((undeleted + 1))
+  ((undeleted < max_refusals)) || fail "$name could not be deleted: it may still cost money"
+  sleep "$poll"
+  return 1
 }
 
 vm() {
@@ -109,7 +116,7 @@ train() {
     return
   fi
   # Under these eyes: granted: there was a TPU; set_up: this clone is on it; seen: its run was running.
-  local failures=0 refusals=0 silences=0 granted='' set_up='' seen='' said=''
+  local failures=0 refusals=0 silences=0 undeleted=0 granted='' set_up='' seen='' said=''
   while true; do
     if ! request '' || { [[ $request_state == ACTIVE ]] && ! node ''; }; then
       say "gcloud did not answer; trying again in $poll s"
@@ -131,14 +138,14 @@ train() {
         }
         ;;
       FAILED)
+        delete_then || continue
         [[ -n $seen ]] || refusals=$((refusals + 1))
-        delete_then
         ((refusals < max_refusals)) ||
           fail "the request ended as FAILED $refusals times: see the message above, quota and zone"
         ;;
       SUSPENDED)
         say "preempted: asking for another, the run goes on from $workdir"
-        delete_then
+        delete_then || continue
         ;;
       ACTIVE)
         granted=yes refusals=0
@@ -155,7 +162,7 @@ active() {
     READY) ;;
     PREEMPTED | TERMINATED)
       say "preempted: asking for another, the run goes on from $workdir"
-      delete_then
+      delete_then || true
       return
       ;;
     *)

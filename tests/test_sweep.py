@@ -353,6 +353,9 @@ def test_a_digest_names_what_is_trained():
     ends = ("", "/eval/train_predictions.npz")
     teachers = [f"/x/{row}/0{end}" for row in ("supervised_10", "fixmatch_10") for end in ends]
     assert len({digest(**{"init_from": teacher}) for teacher in teachers}) == 2
+    folders = [f"image_folder{where}faces" for where in (":", ":/x/", "/detect:/x/")]
+    folders = [digest(**{"data.unlabeled_source": folder}) for folder in folders]
+    assert folders[0] == folders[1] != folders[2]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ python -m ferjax.sweep --sweep=configs/sweeps/label_ratio.py         WRN-28-2; a
 python -m ferjax.sweep --sweep=configs/sweeps/label_ratio.py --cpu   small CNN; two CPU cores
 python -m ferjax.sweep --sweep=configs/sweeps/label_ratio.py --only='supervised_.*|fixmatch_.*'
 
-All of it are 225 runs: with --cpu, at .5 to 1.5 hours each on two cores, a week. --only and --seeds
-choose some. All runs of a network make as many steps: 16,200 on a GPU, 3,232 on a CPU (FixMatch's
-at 10 %). At 100 % the unlabelled images are the labelled ones (data.unlabeled=all), so each method
-has some.
+All of it are 225 runs: with --cpu, at .5 to 1.5 hours each on two cores, 5 to 14 days. --only and
+--seeds choose some. All runs of a network make as many steps: 16,200 on a GPU, 3,232 on a CPU
+(FixMatch's at 10 %). At 100 % the unlabelled images are the labelled ones (data.unlabeled=all), so
+each method has some.
 """
 
 from ferjax.rows import Row, Sweep

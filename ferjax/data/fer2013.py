@@ -163,7 +163,7 @@ def download(url: str, path: Path, instead: str) -> None:
     """Fetches `url` into the file `path`, showing progress; `instead` is what else can be given.
 
     Raises:
-        UserError: there is nothing at `url`.
+        UserError: there is nothing at `url`, or it is none.
         UnreachableError: it cannot be fetched whole.
     """
     try:
@@ -178,7 +178,8 @@ def download(url: str, path: Path, instead: str) -> None:
         reason = error if isinstance(error, urllib.error.HTTPError) else wrapped
         code = error.code if isinstance(error, urllib.error.HTTPError) else 0
         missing = 400 <= code < 500 and code not in _BUSY
-        raise (UserError if missing else UnreachableError)(
+        wrong = missing or "unknown url type" in str(reason)
+        raise (UserError if wrong else UnreachableError)(
             f"cannot download {url} ({reason}): give {instead}"
         ) from error
 

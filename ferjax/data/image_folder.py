@@ -94,7 +94,11 @@ def parse(name: str) -> FolderConfig:
 class ImageFolder(ArrayBuilder):
     """TFDS builder `image_folder`."""
 
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's own attribute)
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES = {  # noqa: RUF012 (TFDS's own attribute)
+        "1.0.1": "Copies with another label are set aside together.",
+        "1.0.0": "First version.",
+    }
     # TFDS's tools ask these for their type; any other form can be asked for as well.
     BUILDER_CONFIGS = [FolderConfig(name="48_grey")]  # noqa: RUF012
     builder_config: FolderConfig

@@ -398,6 +398,7 @@ def test_a_download_that_fails(small_fer2013, serve, tmp_path, monkeypatch):
     with socketserver.TCPServer(("127.0.0.1", 0), _Files) as server:
         nobody = f"http://127.0.0.1:{server.server_address[1]}/archive.zip"
     closed = wrong("", tmp_path, nobody, "refused", "FER2013_SOURCE", url=nobody)
+    assert wrong("", tmp_path, "unknown url type", url="foo.zip") == 2
     # A launcher starts a 1 again: the server may be back.
     assert (gone, cut, closed) == (2, 1, 1)
     monkeypatch.setenv("FER2013_URL", here + "/archive.zip")

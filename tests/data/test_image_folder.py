@@ -44,7 +44,7 @@ def load(source, data_dir, name="image_folder/8"):
 
 
 def skipped(data_dir):
-    (path,) = Path(data_dir).glob("image_folder/*/1.0.0/skipped.json")
+    (path,) = Path(data_dir).glob("image_folder/*/1.0.1/skipped.json")
     return json.loads(path.read_text())
 
 
@@ -381,7 +381,7 @@ def test_killed_in_the_middle(tmp_path):
     os.utime(left, (0, 0))  # long ago: no other machine is still writing there
     assert len(load(top, tmp_path / "tfds").splits["train"]) == 5
     names = {p.name for p in (tmp_path / "tfds").rglob("*") if p.is_dir()}
-    ours = {"image_folder", second_path(top), "1.0.0"}
+    ours = {"image_folder", second_path(top), "1.0.1"}
     assert names == {*ours, ".config", "downloads", "extracted"}  # three of TFDS's own
 
 

@@ -110,6 +110,6 @@ def test_tfds_build(prepared, sources, tmp_path, monkeypatch):
     given = [name, f"--imports=ferjax.data.{name}", f"--data_dir={tmp_path}/built"]
     parser.parse_args([*given, "--config", config]).args.execute()
     built = tfds.builder_from_directory(
-        tmp_path / "built" / name / builder.builder_config.name / "1.0.0"
+        tmp_path / "built" / name / builder.builder_config.name / str(builder.VERSION)
     )
     assert built.info.metadata["digest"] == builder.info.metadata["digest"]

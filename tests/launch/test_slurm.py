@@ -100,8 +100,8 @@ def test_slurm_requeues_what_stopped_after_saving(slurm):
 def test_slurm_waits_for_the_save(slurm, number):
     """The run takes as long as it likes to save: it waits for a word on its input.
 
-    After SIGUSR1, at the time limit, the job goes back into the queue. SIGTERM means that it was
-    cancelled, or preempted, after which SLURM itself requeues it.
+    After SIGUSR1, at the time limit, the job goes back into the queue; after SIGTERM, which is
+    `scancel --batch --signal=TERM`, it does not.
     """
     os.mkfifo(slurm.path / "word")
     slurm.python(

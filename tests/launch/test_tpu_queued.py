@@ -75,6 +75,16 @@ def test_queued_asks_again_after_a_preemption_although_gcloud_fails_once(cloud, 
     assert cloud.verbs().count(f"queued {call}") == 3
 
 
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_queued_says_what_could_not_be_deleted(cloud, state):
+    fault = {"call": "queued-resources delete", "times": 99}
+    cloud.story(request=state, faults=[fault])
+    done = cloud.queued("--max-refusals=2")
+    assert done.returncode == 1
+    assert "could not be deleted: it may still cost money" in done.stderr
+    assert cloud.verbs() == ["queued delete"] * 2
+
+
 def test_queued_restarts_a_run_that_fails_some_times(cloud):
     runs = [["failed 134/running"], ["running", "rebooted/running"], ["done"]]
     cloud.story(grants=[{"states": [], "runs": runs}])
