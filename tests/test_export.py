@@ -37,7 +37,7 @@ LAYERS = (
     "relu",
     "maxpool 2",
 )
-LAYERS = (*LAYERS, "flatten", "dense 8", "relu", "dropout 0.5")
+LAYERS = (*LAYERS, "prelu", "flatten", "dense 8", "prelu", "dropout 0.5")
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

@@ -145,7 +145,8 @@ class PReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, ...] -> the same shape."""
         slope = self.param("slope", nn.initializers.zeros, x.shape[1:], param_dtype(self.dtype))
-        return jnp.maximum(x, 0) + slope.astype(x.dtype) * jnp.minimum(x, 0)
+        rows = ops.to_rows(slope, x.shape[0]).astype(x.dtype)
+        return jnp.maximum(x, 0) + rows * jnp.minimum(x, 0)
 
 
 class Dropout(nn.Module):

@@ -238,3 +238,12 @@ def test_convolution_in_bfloat16_has_float32_parameters():
     assert y.dtype == jnp.bfloat16
     exact = Conv(4, 3, use_bias=True).apply(variables, x)
     np.testing.assert_allclose(np.float32(y), exact, atol=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_rows_of_one_array_give_it_the_sum_of_their_gradients(count):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    g = np.random.default_rng(1).normal(size=(count, 3, 5)).astype(np.float32)
+    rows, back = jax.vjp(jax.jit(lambda x: ops.to_rows(x, count)), x)
+    np.testing.assert_array_equal(rows, np.broadcast_to(x, (count, 3, 5)))
+    np.testing.assert_allclose(back(g)[0], g.astype(np.float64).sum(0), rtol=1e-5, atol=1e-5)
