@@ -1,5 +1,6 @@
 """README's method works as it is printed."""
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 
 import ferjax.algorithms
 from ferjax import config as configs
+from ferjax import runtime
 from ferjax.engine.parallel import Layout
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +47,9 @@ def commands():
 def file_of(words):
     """The Python file that a command runs, or None."""
     if words[:2] == ["python", "-m"]:
-        return ROOT.joinpath(*words[2].split(".")).with_suffix(".py")
+        found = importlib.util.find_spec(words[2])  # of the package that is installed
+        assert found, words
+        return Path(found.origin)
     return ROOT / words[1] if words[:1] == ["python"] else None
 
 
@@ -53,7 +57,7 @@ def flags_of(path):
     """The flags that a command's file defines, or has a module beside it define."""
     source = "".join(p.read_text() for p in path.parent.glob(f"{path.stem}*.py"))
     if "runtime.define_flags()" in source:
-        source += (ROOT / "ferjax" / "runtime.py").read_text()
+        source += Path(runtime.__file__).read_text()
     if path.parent.name == "benchmarks":
         source += (path.parent / "options.py").read_text()
     defined = re.findall(r'DEFINE_\w+\(\s*"([\w.]+)"|add_argument\(\s*"--([\w-]+)', source)
