@@ -225,10 +225,11 @@ def _collect(
     command = rows.command(row, config.seed, sweep.root)
     summary = summarize(workdir, config, row=row.name, command=command)
     path = directory / row.name / f"{config.seed}.json"
-    if _worth(summary) < _worth(read_json(path)):
+    kept = read_json(path)
+    if _worth(summary) < _worth(kept):
         log.info("left out: %s: %s is of a longer run", workdir, path)
         return
-    if _found(summary) == _found(read_json(path)):
+    if _found(summary) == _found(kept):
         log.info("%s: %s says the same", workdir, path)  # and names the code of its own time
         return
     path.parent.mkdir(parents=True, exist_ok=True)

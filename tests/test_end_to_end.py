@@ -36,9 +36,13 @@ def environment(devices=1, **more):
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **more}
 
 
-def ferjax(command, *args, cwd=ROOT, timeout=300, **env):
+def ferjax(command, *args, **how):
+    return python("-m", f"ferjax.{command}", *args, **how)
+
+
+def python(*args, cwd=ROOT, timeout=300, **env):
     return subprocess.run(
-        [sys.executable, "-m", f"ferjax.{command}", *args],
+        [sys.executable, *args],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -130,14 +134,7 @@ Experiment.evaluate = disturbed
 sys.argv = ["main", *{SMALL!r}, "--workdir={workdir}"]
 runpy.run_module("ferjax.main", run_name="__main__")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=300,
-    )
+    done = python("-c", code)
     assert done.returncode == 75, done.stderr
     assert "stopped at step 32 of 64" in done.stdout
     assert saved(workdir) == {32}
@@ -334,13 +331,6 @@ except SystemExit as status:
 assert not [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "tensorboard")]
 print("no tensorflow")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=300,
-    )
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("no tensorflow\n")

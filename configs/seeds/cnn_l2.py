@@ -6,7 +6,7 @@ Keras' l2(.001) adds .001 w^2 to the loss, so .002 w to the gradient, here of al
 slides' table of the final network has it on the first convolution instead.) Other settings:
 configs/seeds/cnn_plain.py.
 
-Result, seed 0, one CPU core of an AMD EPYC (Zen 3), 47 minutes: private_test 59.54 % (95 %: 57.93
+Result, seed 0, one CPU core of an AMD EPYC (Zen 3), 52 minutes: private_test 59.54 % (95 %: 57.93
 to 61.14), best checkpoint by public_test (59.68 %, epoch 5; final EMA 59.52 %). Without the term
 (cnn_plain.py): 62.30 %.
 """

@@ -9,7 +9,7 @@ nor batch, epochs or split. Assumed here and in the other cnn_*.py: Adam at Kera
 batches of 64, all of train, selection on public_test. Ours, not theirs: 6 epochs, which
 one CPU core makes in 50 minutes, a cosine schedule, and the EMA.
 
-Result, seed 0, one CPU core of an AMD EPYC (Zen 3), 50 minutes: private_test 62.30 % (95 %: 60.70
+Result, seed 0, one CPU core of an AMD EPYC (Zen 3), 52 minutes: private_test 62.30 % (95 %: 60.70
 to 63.87), best checkpoint by public_test (62.05 %, epoch 5; final EMA 61.58 %).
 """
 

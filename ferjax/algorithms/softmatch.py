@@ -99,8 +99,8 @@ class Algorithm(BaseAlgorithm):
             q = align(q, wanted, extra["unlabeled"])
         confidence = jnp.max(q, -1)
         everywhere = batch.gather(confidence)
-        one = int(len(everywhere) == 1)  # its variance is 0, not 0/0
-        now = {"mean": jnp.mean(everywhere), "variance": jnp.var(everywhere, ddof=1 - one)}
+        ddof = min(1, len(everywhere) - 1)  # the variance of one is 0, not 0/0
+        now = {"mean": jnp.mean(everywhere), "variance": jnp.var(everywhere, ddof=ddof)}
         extra |= {name: moving_average(extra[name], now[name], self.decay) for name in now}
         below = jnp.minimum(confidence - extra["mean"], 0.0)
         weight = jnp.exp(-(self.sigmas**2) * below**2 / (2 * extra["variance"]))

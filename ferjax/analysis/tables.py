@@ -64,8 +64,9 @@ class Line:
         runs = self.done
         if "ensemble" in self.scored and what in ("best", "private", "clean"):
             # One of other members is another ensemble.
-            key, members = _key("public" if what == "best" else "private", self.scored), self.seeds
-            runs = [r for r in runs if r["scores"].get(key, {}).get("members") == len(members)]
+            key = _key("public" if what == "best" else "private", self.scored)
+            every = len(self.seeds)
+            runs = [r for r in runs if r["scores"].get(key, {}).get("members") == every]
         values = [_value(run, what, self.scored) for run in runs]
         return [v for v in values if v is not None]
 
