@@ -3,8 +3,8 @@
     python -m ferjax.main --config=configs/seeds/cnn_keras40.py
 
 Keras' ImageDataGenerator with shifts, shear and zoom of .2 and flips; the preset keras40 of
-ferjax/augment/policies.py says how its units are read. The published figure is of the final
-network, assumed to have its L2 term. Ours: 12 epochs. Other settings: configs/seeds/cnn_l2.py.
+ferjax/augment/policies.py says how its units are read. Without an L2 term:
+configs/seeds/cnn_keras20.py says why. Other settings: configs/seeds/cnn_plain.py.
 
 Result: not measured yet.
 """
@@ -18,7 +18,7 @@ from ferjax.config import from_file
 
 def get_config() -> ConfigDict:
     """The settings."""
-    c = from_file(Path(__file__).with_name("cnn_l2.py"))
+    c = from_file(Path(__file__).with_name("cnn_plain.py"))
     c.views.weak.policy = "keras40"
     c.epochs = 12
     return c
