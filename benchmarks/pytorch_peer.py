@@ -4,10 +4,10 @@ Model and views: `peer_networks.py`, `peer_views.py`. One concatenated forward o
 and weak views (FixMatch's reference code and its ports; supervised: labelled ones), cross-entropy,
 SGD with Nesterov momentum (or Adam) with weight decay on kernels alone, EMA of parameters and
 statistics. Tuned: the fastest of several candidates is taken, measured on this machine with the
-training step itself (NCHW and channels-last, all threads or half of them; on a GPU channels-last
-with `torch.compile`, with and without CUDA graphs), fused optimizer, multi-tensor EMA,
-`set_to_none`, cuDNN's search, TF32, bfloat16 autocast where the config says bfloat16, pinned memory
-and asynchronous copies, persistent loader workers.
+training step itself (NCHW or channels-last, then `torch.compile` with the better of them, on a GPU
+with and without CUDA graphs; on a CPU all threads or half of them), fused optimizer, multi-tensor
+EMA, `set_to_none`, cuDNN's search, TF32, bfloat16 autocast where the config says bfloat16, pinned
+memory and asynchronous copies, persistent loader workers.
 The learning rate stays at its start: a scheduler would cost the peer a little.
 """
 
@@ -194,11 +194,8 @@ class Peer:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         self.workers = workers or (cores if on_gpu else max(cores // 2, 1))
-        both = ["off", "default", *(["reduce-overhead"] if on_gpu else [])]
-        modes = both if mode == "auto" else [mode]
-        formats = [torch.channels_last] if on_gpu else []
-        formats = [torch.contiguous_format, torch.channels_last] if not on_gpu else formats
-        self.candidates = list(itertools.product(formats, modes))
+        compiled = ["default", *(["reduce-overhead"] if on_gpu else [])]
+        self.modes = ["off", *compiled] if mode == "auto" else [mode]
         self.side = config["data"]["image_size"] or side
         self.mu = config["algorithm"].get("mu", 0)
         self.name = ""  # of the candidate that was chosen, with its trainer, format and batch
@@ -227,7 +224,10 @@ class Peer:
         return float(loss.detach()), float(torch.stack(gradients).norm())
 
     def prepare(self, params: Any, images: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-        """Builds every candidate, times some steps of each, and keeps the fastest.
+        """Times some steps of each candidate and keeps the fastest.
+
+        Both memory formats in the first mode, then the other modes in the better format: a
+        compilation takes a minute.
 
         Args:
           params: initial parameters of the Flax model.
@@ -238,7 +238,9 @@ class Peer:
         self.images, self.classes = images[..., 0], targets.argmax(-1)
         found: dict[str, float | str] = {}
         best, warmed = float("inf"), 0.0
-        for layout, mode in self.candidates:
+
+        def attempt(layout: torch.memory_format, mode: str) -> None:
+            nonlocal best, warmed
             name = f"{str(layout).removeprefix('torch.')}, compile {mode}"
             network = build(self.config, side=self.side, classes=classes)
             load(network, params)
@@ -251,13 +253,20 @@ class Peer:
                 self._timed(trainer, itertools.repeat(batch, first))
             except RuntimeError as error:  # of the compiler: the other candidates remain
                 found[name] = f"failed: {error}".splitlines()[0]
-                continue
+                return
             warm = time.perf_counter() - began
             seconds = self._seconds(trainer, batch)
             found[name] = 1e3 * seconds
             if seconds < best:
                 best, self.trainer, self.format, self.batch = seconds, trainer, layout, batch
                 self.name, warmed = name, warm
+
+        for layout in (torch.contiguous_format, torch.channels_last):
+            attempt(layout, self.modes[0])
+        for mode in self.modes[1:]:
+            attempt(self.format if self.name else torch.contiguous_format, mode)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # of the slower ones
         if not self.name:
             raise RuntimeError(f"no candidate of the peer ran: {found}")
         threads = torch.get_num_threads()
@@ -278,8 +287,9 @@ class Peer:
         }
 
     def _seconds(self, trainer: Trainer, batch: Batch) -> float:
-        """Seconds a step, the better of two times two."""
-        return min(self._timed(trainer, itertools.repeat(batch, 2)) / 2 for _ in range(2))
+        """Seconds a step, the better of two times two, or thirty on a GPU."""
+        steps = 30 if self.device.type == "cuda" else 2
+        return min(self._timed(trainer, itertools.repeat(batch, steps)) / steps for _ in range(2))
 
     def resident(self, steps: int) -> float:
         """Seconds of some steps on one batch of finished views that lies on the device."""
@@ -321,7 +331,8 @@ class Peer:
         shape = (channels, self.side, self.side)
         batch = {"labeled": torch.randn(size, *shape)}
         if self.mu:
-            batch["strong"], batch["weak"] = torch.randn(2, self.mu * size, *shape)
+            # In the loaders' order: another one would be compiled anew.
+            batch["weak"], batch["strong"] = torch.randn(2, self.mu * size, *shape)
         batch = {k: v.to(self.device, memory_format=layout) for k, v in batch.items()}
         batch["target"] = torch.randint(classes, (size,), device=self.device)
         return batch

@@ -175,14 +175,18 @@ def measure(wanted: list[Point], *, limit: float, rounds: int, quick: bool) -> l
         if step.layout.platform == "cpu" and row["gflop"] > limit:
             row["note"] = f"more than --limit={limit:g} GFLOP a step: lowered only"
             continue
-        row["compile_s"] = step.compile()
-        row |= read(step)
+        try:
+            row["compile_s"] = step.compile()
+            row |= read(step)
+            if not virtual:
+                step.run(2)  # the first calls touch memory for the first time
+                timed[len(rows) - 1] = step
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            row["note"] = "does not fit into memory"
         if virtual:
             row["note"] = "virtual devices of one CPU: work and communication, no speed"
-        else:
-            timed[len(rows) - 1] = step
-    for step in timed.values():
-        step.run(2)  # the first calls touch memory for the first time
     calls = {at: calls_for(step) for at, step in timed.items()}
     host: dict[int, list[float]] = {at: [] for at in timed}
 

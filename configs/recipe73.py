@@ -5,9 +5,10 @@
 
 ResNet-18 with a 3x3 stem sees 40x40 pixels of an image: any in training, the middle ones where the
 checkpoint is chosen (public_test), ten crops at the end. Mixup, label smoothing, and the views
-below, 300 epochs. Published with these settings: 73.70 %, chosen on private_test. Ours, not theirs:
-a cosine schedule instead of a plateau's, the EMA, selection on public_test, bfloat16, and grey
-instead of black under erased rectangles.
+below, 300 epochs. Published: 73.70 %, chosen on private_test. Ours, not theirs: one crop of an
+image a step instead of five (so a fifth of the crops in all), a cosine schedule instead of a
+plateau's, the EMA, selection on public_test every 10 epochs, bfloat16, and grey instead of black
+under erased rectangles.
 
 Result: not measured: no GPU was at hand.
 """
@@ -38,6 +39,7 @@ def get_config() -> ConfigDict:
         "erase": 0.5,
     }
     c.epochs = 300
+    c.evaluate.every_epochs = 10
     c.batch_size = 128
     c.optimizer.learning_rate = 0.1
     c.optimizer.weight_decay = 1e-4

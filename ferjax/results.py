@@ -195,14 +195,22 @@ def _facts(section: Sequence[Row], of_section: Sequence[tables.Line]) -> list[st
 
 
 def _digests(sweep: rows.Sweep) -> dict[str, str]:
-    """Of the rows' configs, by name; "" for one that is wrong, which is said."""
-    digests = {}
+    """Of the rows' configs, by name; "" for one that is wrong, which is said.
+
+    Raises:
+      UserError: two rows differ in nothing but whose labels they see.
+    """
+    digests, labels = {}, {}
     for row in sweep.rows:
         digests[row.name] = ""
         try:
-            digests[row.name] = rows.digest(rows.configuration(row, row.seeds[0], sweep.root))
+            digest = rows.digest(rows.configuration(row, row.seeds[0], sweep.root))
         except UserError as error:
             log.warning("no run can count for it: %s", error)
+            continue
+        digests[row.name] = digest
+        if labels.setdefault(digest, row.split_seed) != row.split_seed:
+            raise UserError(f"row {row.name} trains what another one does, with another split_seed")
     return digests
 
 
@@ -217,8 +225,7 @@ def _collect(
         return
     digest = rows.digest(config)
     row = next((row for row in sweep.rows if digests[row.name] == digest), None)
-    own_split = config.data.split_seed != config.seed and config.data.labeled != "all"
-    if row is None or own_split or config.data.split_file:
+    if row is None or not rows.has_split_of(row, config):
         why = "its labelled subset is not that of its seed" if row else "no row has its config"
         log.info("left out: %s: %s", workdir, why)
         return

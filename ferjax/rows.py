@@ -67,6 +67,7 @@ class Row:
       changes: config keys, "data.labeled", and their values.
       seeds: a run for each; it is also the seed of the labelled subset, so that all rows see the
         same labels for one seed.
+      split_seed: of the labelled subset of all runs, where it is not to be the run's seed.
       steps: trains the least whole number of epochs with so many steps (FER2013's sizes); 0: the
         epochs of the config.
       published: percent that others reached, None if nobody did.
@@ -88,6 +89,7 @@ class Row:
     config: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+    split_seed: int | None = None
     steps: int = 0
     published: float | None = None
     source: str = ""
@@ -165,17 +167,29 @@ def configuration(row: Row, seed: int, root: Path) -> FrozenConfigDict:
     if row.steps:
         length = _length(row.steps, config)
         config = FrozenConfigDict(_updated(config.to_dict(), length))
-    return with_seed(config, seed)
+    return with_seed(config, row, seed)
 
 
-def with_seed(config: FrozenConfigDict, seed: int) -> FrozenConfigDict:
-    """The same run with another seed, of the labelled subset too."""
-    return FrozenConfigDict(_updated(config.to_dict(), {"seed": seed, "data.split_seed": seed}))
+def with_seed(config: FrozenConfigDict, row: Row, seed: int) -> FrozenConfigDict:
+    """A row's finalized config with another seed."""
+    return FrozenConfigDict(_updated(config.to_dict(), _seeds(row, seed)))
+
+
+def has_split_of(row: Row, config: FrozenConfigDict) -> bool:
+    """Whether a run with a row's config has learnt from the labels of its seed."""
+    wanted = _seeds(row, config.seed)["data.split_seed"]
+    own = config.data.labeled != "all" and config.data.split_seed != wanted
+    return not own and not config.data.split_file
+
+
+def _seeds(row: Row, seed: int) -> dict[str, int]:
+    labels = seed if row.split_seed is None else row.split_seed
+    return {"seed": seed, "data.split_seed": labels}
 
 
 def arguments(row: Row, seed: int, root: Path) -> list[str]:
     """Flags of `ferjax.main` for one run; the config file is named relative to `root`."""
-    changes = {**row.changes, "seed": seed, "data.split_seed": seed}
+    changes = {**row.changes, **_seeds(row, seed)}
     if row.steps:
         changes |= _length(row.steps, _finalize(row, root))
     return [

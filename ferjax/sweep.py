@@ -126,13 +126,14 @@ class Sweeper:
         self._sweep, self._workdir = sweep, workdir
         self._children, self._deadline = children, deadline
         self._configs: dict[tuple[str, int], Any] = {}
-        homes: dict[str, str] = {}
+        homes: dict[Any, str] = {}
         self._home: dict[str, str] = {}  # rows that train the same share their runs
         for row in sweep.rows:
             config = rows.configuration(row, row.seeds[0], sweep.root)
             for seed in row.seeds:
-                self._configs[row.name, seed] = rows.with_seed(config, seed)
-            self._home[row.name] = homes.setdefault(rows.digest(config), row.name)
+                self._configs[row.name, seed] = rows.with_seed(config, row, seed)
+            trained = (rows.digest(config), row.split_seed)
+            self._home[row.name] = homes.setdefault(trained, row.name)
 
     def run(self, *, finish: bool) -> int:
         """Runs what is not finished, scores what is, and writes the table.
@@ -181,7 +182,8 @@ class Sweeper:
         if not (place / "eval" / "final.json").exists():
             return False
         theirs, mine = configs.load(place / "config.json"), self._configs[row.name, seed]
-        return theirs.seed == mine.seed and rows.digest(theirs) == rows.digest(mine)
+        same = theirs.seed == mine.seed and rows.has_split_of(row, theirs)
+        return same and rows.digest(theirs) == rows.digest(mine)
 
     def _train(self, row: Row, seed: int) -> tuple[int, str]:
         """Runs `ferjax.main`; returns its status and, if it failed, why."""

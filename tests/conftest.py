@@ -1,4 +1,4 @@
-"""Four virtual CPU devices for every test; a data directory shared by the session."""
+"""Four virtual CPU devices for every test; one data directory and cache for all workers."""
 
 import os
 
@@ -6,15 +6,25 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A directory of this session: xdist's workers have theirs beside each other in one."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where data sets are prepared, once for all tests; subprocesses find it too."""
-    directory = tmp_path_factory.mktemp("tfds")
+    directory = shared(tmp_path_factory, "tfds")
     os.environ["TFDS_DATA_DIR"] = str(directory)
     return directory
 
@@ -22,8 +32,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Programs that many subprocesses compile are compiled once."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared(tmp_path_factory, "xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For modules where compiling takes most of the time and its optimisation changes no result."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Files that take longest come first, so that both workers end at about the same time.

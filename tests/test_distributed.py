@@ -70,13 +70,15 @@ def test_two_processes_train_what_one_does(alone, tmp_path):
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(alone, tmp_path):
     args = [*SMALL, f"--workdir={tmp_path}", "--config.checkpoint.every_minutes=0"]
-    processes = start(2, *args)
+    # Each process reads its own part of the images, with a worker process of its own.
+    streamed = ["--config.data.pipeline=stream", "--config.data.workers=1"]
+    processes = start(2, *args, *streamed)
     wait_until(lambda: saved(tmp_path), *processes)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGUSR1)
     done = finish(processes)
     assert [status for status, *_ in done] == [75, 75], done[0][2] + done[1][2]
     assert 0 < max(saved(tmp_path)) < 64
-    # One process goes on where two stopped.
+    # One process goes on where two stopped, with the images on its devices.
     again = ferjax("main", *args, devices=2)
     assert "resumed at step" in again.stdout
     assert again.returncode == 0, again.stderr

@@ -10,10 +10,12 @@ import scipy.special
 import scipy.stats
 from test_end_to_end import SMALL, ferjax
 
+from ferjax.algorithms import self_training
+from ferjax.algorithms.base import TrainingSet
 from ferjax.analysis import probes
 from ferjax.augment import corruptions, tta
 from ferjax.config import UserError
-from ferjax.data import arrays
+from ferjax.data import arrays, soft_labels
 from ferjax.evaluate_sections import clean_line, clean_score
 from ferjax.load import load
 
@@ -84,6 +86,30 @@ def test_an_ensemble_over_views_against_another_run(runs, split):
     assert fitted["cross_fitted"]
     for text in ("Brier score", "temperature", "McNemar's exact p", "paired bootstrap"):
         assert text in done.stdout
+
+
+def test_an_ensemble_is_a_teacher(runs, data_dir):
+    """Self-training reads what the command wrote, and what it wrote is the members' mean."""
+    args = [f"--workdir={runs[0]},{runs[1]}", "--split=train", "--keep_predictions"]
+    done = ferjax("evaluate", *args)
+    assert done.returncode == 0, done.stderr
+    path = runs[0] / "eval" / "train_ensemble_predictions.npz"
+    assert f"probabilities of each image: {path}" in done.stdout
+    data = arrays.load("synthetic_faces/tiny", splits=("train",))
+    train = data.splits["train"]
+    p = np.mean([probabilities(run, train.images) for run in runs], 0)
+    teacher = soft_labels.read(path)
+    np.testing.assert_array_equal(teacher.rows, train.rows)
+    np.testing.assert_allclose(teacher.probabilities, p, atol=1e-5)
+    labeled = json.loads((runs[0] / "split.json").read_text())["labeled_rows"]
+    assert teacher.labeled_rows.tolist() == labeled  # both have learnt from these
+
+    chosen = np.arange(0, len(train.rows), 3)
+    student = TrainingSet(train.rows[chosen], np.arange(5), data.class_names, data.digest)
+    method = self_training.Algorithm(predictions=str(path))
+    extra = {"targets": np.zeros((len(chosen), 7), np.float32)}
+    found = method.read_extra(extra, student)["targets"]
+    np.testing.assert_array_equal(found, teacher.probabilities[chosen])
 
 
 def test_private_test_with_the_temperature_of_public_test(runs):

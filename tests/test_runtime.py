@@ -155,6 +155,13 @@ def test_the_users_own_choice_of_devices_stands(monkeypatch):
     assert "XLA_FLAGS" not in os.environ
 
 
+@pytest.mark.parametrize(("asked", "added"), [(True, runtime.DETERMINISTIC), (False, ())])
+def test_deterministic_asks_xla(monkeypatch, asked, added):
+    monkeypatch.setenv("XLA_FLAGS", "--given")
+    runtime.xla_flags(0, deterministic=asked)
+    assert os.environ["XLA_FLAGS"].split() == ["--given", *added]
+
+
 @pytest.fixture
 def settings(monkeypatch):
     """What `jax.config.update` is called with."""

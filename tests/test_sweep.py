@@ -1,5 +1,6 @@
 """A sweep as a user runs it: stopped, gone on with, one run failing; and all sweeps' files."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -91,12 +92,13 @@ def test_stopped_gone_on_with_and_finished(sweep_file, tmp_path, data_dir, monke
     of = {line[1]: dict(zip(cells[2], line, strict=True)) for line in cells if len(line) > 3}
     assert of["few"]["public_test, best"] == f"{100 * best:.2f}"
     assert of["few"]["published"] == "10"
-    assert of["few"]["reached"] in ("yes", "no")
     # The second row trains what the first does: it shares its run, and can't beat itself.
     assert of["same"]["public_test, best"] == f"{100 * best:.2f}"
     assert of["same"]["reached"] == "no"
     private = json.loads((workdir / "few/0/eval/private_test.json").read_text())["accuracy"]
     assert of["few"]["private_test"] == f"{100 * private:.2f}"
+    reach = next(row.reach for row in plan.rows if row.name == "few")
+    assert of["few"]["reached"] == ("yes" if 100 * private >= reach else "no")
     assert {p.name for p in workdir.glob("*")} == {"few", "table.md", "table.csv", "plot.png"}
     assert (workdir / "plot.png").read_bytes().startswith(b"\x89PNG")
     finished_with_nothing_to_do(sweep_file, workdir)
@@ -171,6 +173,27 @@ def collected(sweep_file, workdir, tmp_path):
     results._collect(place, plan, digests, directory)
     assert not list(directory.glob("*/*"))
     assert results.render(plan, digests, results.read(directory)).count("not run") == 2
+
+
+def test_the_table_of_collected_runs_is_written(sweep_file, tmp_path, monkeypatch):
+    """A run of no row is passed over; without one the table says so."""
+    (tmp_path / "runs" / "nested" / "run").mkdir(parents=True)
+    config = configs.finalize(configs.from_file(sweep_file.parents[1] / "fixmatch.py", "cpu"))
+    (tmp_path / "runs" / "nested" / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    given = {"rows": str(sweep_file), "results": str(tmp_path / "results"), "collect": []}
+    given |= {"collect": [str(tmp_path / "runs")], "output": str(tmp_path / "TABLE.md")}
+    monkeypatch.setattr(results, "FLAGS", types.SimpleNamespace(**given))
+    assert results.main() == 0
+    table = (tmp_path / "TABLE.md").read_text()
+    assert re.search(r"^\| few +\| +(\S+ +)?\|.* not run ", table, re.M)
+    assert not (tmp_path / "results").exists()
+    for flag, value, message in (
+        ("collect", [str(tmp_path / "none")], "--collect=.*none: there is no such directory"),
+        ("output", str(tmp_path / "no" / "x.md"), "--output=.* can't be written"),
+    ):
+        monkeypatch.setattr(results, "FLAGS", types.SimpleNamespace(**{**given, flag: value}))
+        with pytest.raises(UserError, match=message):
+            results.main()
 
 
 class Failing:
@@ -300,7 +323,8 @@ def test_every_sweep_is_sound(path):
             key = (row.config, str(changes))
             if key not in SOUND:
                 config = rows.configuration(row, 2, loaded.root)
-                assert config.seed == config.data.split_seed == 2
+                labels = 2 if row.split_seed is None else row.split_seed
+                assert (config.seed, config.data.split_seed) == (2, labels)
                 SOUND.add(key)
 
 
@@ -329,9 +353,24 @@ def test_steps_become_whole_epochs():
     """70 labels make 2 steps of 64; FixMatch's 28,639 others make 64 of 448."""
     loaded = rows.load(ROOT / "configs/sweeps/labels_per_class.py")
     of = {row.name: rows.configuration(row, 0, loaded.root) for row in loaded.rows}
-    assert of["supervised_10_a_class"].epochs == 2**15 // 2
-    assert of["supervised_10_a_class"].evaluate.every_epochs == 256
-    assert of["fixmatch_10_a_class"].epochs == 2**15 // 64
+    assert of["supervised_10_a_class"].epochs == 10_486
+    assert of["supervised_10_a_class"].evaluate.every_epochs == 10_486 // 64
+    assert of["fixmatch_10_a_class"].epochs == 328
+
+
+def test_whose_labels_a_row_sees(monkeypatch):
+    """Those of each run's seed, or the same for all; the flags and the configs agree."""
+    own = rows.Row("own", "configs/supervised.py:cpu")
+    same = dataclasses.replace(own, name="same", split_seed=5)
+    for row, labels in ((own, 2), (same, 5)):
+        config = rows.configuration(row, 2, ROOT)
+        assert (config.seed, config.data.split_seed) == (2, labels)
+        assert f"--config.data.split_seed={labels}" in rows.arguments(row, 2, ROOT)
+        assert rows.has_split_of(row, config)
+    assert not rows.has_split_of(same, rows.configuration(own, 2, ROOT))
+    assert not rows.has_split_of(own, rows.configuration(same, 2, ROOT))
+    with pytest.raises(UserError, match="row same trains what another one does"):
+        results._digests(rows.Sweep("x", [own, same], root=ROOT))
 
 
 def test_a_digest_names_what_is_trained():

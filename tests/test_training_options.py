@@ -1,5 +1,6 @@
 """Configs of the training options: what they refuse, what reaches the step, the two recipes."""
 
+import types
 from pathlib import Path
 
 import jax
@@ -60,15 +61,43 @@ def test_what_reaches_the_step(data_dir, tmp_path, monkeypatch):
         return make_step(*args, **options)
 
     monkeypatch.setattr(experiment, "make_step", spy)
-    run = Experiment(configs.finalize(tiny(labeled="30", sampling="balanced")), tmp_path)
+    c = tiny(labeled="30", sampling="balanced")
+    c.update(on_nan="skip", microbatches=2, ema_decay=0.5)
+    run = Experiment(configs.finalize(c), tmp_path)
     labels = run.dataset.splits["train"].labels
     counts = np.bincount(labels[run.subsets.labeled], minlength=7)
     assert counts.sum() == 30
     assert list(seen["class_counts"]) == counts.tolist()
     assert seen["passes"] is None
+    assert (seen["skip_not_finite"], seen["microbatches"], seen["ema_decay"]) == (True, 2, 0.5)
     shown = np.concatenate([run.batches["labeled"](s) for s in range(7)])
     assert np.bincount(labels[shown], minlength=7).tolist() == [8] * 7
     assert set(shown) <= set(run.subsets.labeled)
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "per_epoch", "stop_after", "expected"),
+    [
+        ("cpu", 0, 3, 0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ("cpu", 4, 10, 0, [4, 8, 10, 14, 18, 20, 24, 28, 30]),
+        ("cpu", 4, 10, 17, [4, 8, 10, 14, 17, 18, 20, 24, 28, 30]),
+        ("gpu", 0, 57, 0, [19, 38, 57, 76, 95, 114, 133]),  # 3 x 19
+        ("gpu", 0, 37, 0, [16, 32, 37, 53, 69, 74]),  # a prime
+        ("tpu", 0, 5, 0, [5, 10]),
+    ],
+)
+def test_where_calls_of_several_steps_end(platform, asked, per_epoch, stop_after, expected):
+    """No call goes beyond an epoch's end or a stop, and a run that goes on falls into step."""
+    config = types.SimpleNamespace(steps_per_call=asked, stop_after_steps=stop_after)
+    layout = types.SimpleNamespace(platform=platform)
+    run = types.SimpleNamespace(
+        config=config, layout=layout, per_epoch=per_epoch, steps=expected[-1]
+    )
+    step, found = 0, []
+    while step < run.steps:
+        step = Experiment.next_stop(run, step)
+        found.append(step)
+    assert found == expected
 
 
 def test_a_crop_beyond_the_images_is_refused_before_anything_is_compiled(data_dir, tmp_path):

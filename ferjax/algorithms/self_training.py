@@ -96,7 +96,8 @@ class Algorithm(BaseAlgorithm):
         except FileNotFoundError:
             raise UserError(
                 f"{where}: {path} is not there; to write it: python -m ferjax.evaluate "
-                f"--workdir={self.predictions} --split=train --keep_predictions"
+                f"--workdir={self.predictions} --split=train --keep_predictions, which says what "
+                "file it writes (of several networks or views it has another name: give that)"
             ) from None
         if teacher.digest != train.digest:
             raise UserError(f"{where}: the predictions are of other images than this run's")

@@ -33,6 +33,15 @@ from ferjax.workdir import reason, write_errors
 log = logging.getLogger("ferjax")
 
 
+def steps_a_call(per_epoch: int) -> int:
+    """K for a GPU or TPU: the divisor of an epoch's steps that is nearest to 16, of 8 to 32, or 16.
+
+    With a divisor all calls are of one length, and one program is compiled instead of two.
+    """
+    divisors = [k for k in range(8, 33) if per_epoch % k == 0]
+    return min(divisors, key=lambda k: abs(k - 16), default=16)
+
+
 class Experiment:
     """One run, ready to be trained.
 
@@ -293,11 +302,11 @@ class Experiment:
     def next_stop(self, step: int) -> int:
         """Where the call that starts at `step` ends.
 
-        Calls start on multiples of K within an epoch and end with it, so that only two lengths
+        Calls start on multiples of K within an epoch and end with it, so that at most two lengths
         (K and what an epoch leaves over) are compiled, and a resumed run makes the same calls.
         """
-        on_accelerator = self.layout.platform != "cpu"
-        per_call = self.config.steps_per_call or (16 if on_accelerator else 1)
+        chosen = 1 if self.layout.platform == "cpu" else steps_a_call(self.per_epoch)
+        per_call = self.config.steps_per_call or chosen
         inside = step % self.per_epoch
         ends = [step - inside % per_call + per_call, step - inside + self.per_epoch]
         if self.config.stop_after_steps > step:

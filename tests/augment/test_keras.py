@@ -10,17 +10,11 @@ from ferjax.augment import geometric, policies
 from ferjax.augment.policies import KERAS20, KERAS40, KERAS90, Policy
 from ferjax.config import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIDE = 24
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (6, SIDE, SIDE, 1)).astype(np.uint8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time here, and its optimisation changes no result."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def keras_matrix(theta, tx, ty, shear, zx, zy, side=SIDE):

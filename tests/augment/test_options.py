@@ -10,18 +10,12 @@ from ferjax.augment import policies, tta
 from ferjax.augment.policies import NONE, WEAK, Policy
 from ferjax.config import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(2)
 IMAGES = RNG.integers(0, 256, (16, 24, 24, 1)).astype(np.uint8)
 KEYS = jax.random.split(jax.random.key(5), 16)
 LEVELS = {"size": None, "mean": (0.0,), "std": (1 / 255,), "channels": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time here, and its optimisation changes no result."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def view(policy, images=IMAGES, turns=None, **options):

@@ -54,6 +54,7 @@ class Small:
 
     def __init__(self, config, steps=STEPS, loops=False, **options):
         self.config, self.steps, self.calls = config, steps, {}
+        self.initial = None
         self.algorithm, self.model = build(config, CLASSES)
         schedule = make_schedule(config.optimizer, steps, steps)
         self.optimizer = make_optimizer(config.optimizer, schedule)
@@ -82,18 +83,21 @@ class Small:
             self.batches["unlabeled"] = Batches(rest, mu * size, config.seed, "unlabeled")
 
     def init(self):
-        return host(
-            init_state(
-                self.model,
-                self.algorithm,
-                self.optimizer,
-                seed=self.config.seed,
-                image_shape=(SIDE, SIDE, 1),
-                num_classes=CLASSES,
-                num_images=IMAGES,
-                dtype=jnp.promote_types(self.config.dtype, jnp.float32),
+        """A new copy of the initial state, which is computed once."""
+        if self.initial is None:
+            self.initial = host(
+                init_state(
+                    self.model,
+                    self.algorithm,
+                    self.optimizer,
+                    seed=self.config.seed,
+                    image_shape=(SIDE, SIDE, 1),
+                    num_classes=CLASSES,
+                    num_images=IMAGES,
+                    dtype=jnp.promote_types(self.config.dtype, jnp.float32),
+                )
             )
-        )
+        return jax.tree.map(np.copy, self.initial)
 
     def index(self, first, end):
         return {n: np.stack([b(s) for s in range(first, end)]) for n, b in self.batches.items()}

@@ -12,14 +12,7 @@ import pytest
 from ferjax.config import UserError
 from ferjax.engine.parallel import Layout, Polls
 
-CASES = [
-    ("pmap", 1),
-    ("pmap", 2),
-    ("pmap", 4),
-    ("shard_map", 1),
-    ("shard_map", 2),
-    ("shard_map", 4),
-]
+CASES = [("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 4)]
 
 
 @pytest.fixture(scope="module")

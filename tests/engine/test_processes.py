@@ -20,3 +20,18 @@ def test_an_error_keeps_its_exit_status_on_its_way(monkeypatch, run, kind, statu
         run(fail)
     assert type(caught.value) is kind
     assert caught.value.status == status
+
+
+def test_a_workdir_that_is_not_shared_is_refused(monkeypatch, tmp_path):
+    """The second process, on another host, finds no file of process 0's in its own directory."""
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    said = []
+
+    def gather(text):
+        said.append(text)
+        return [text if len(said) == 1 else "", "" if len(said) == 1 else "elsewhere"]
+
+    monkeypatch.setattr(processes, "_gather_text", gather)
+    with pytest.raises(UserError, match="not the same directory for process 1 on elsewhere"):
+        processes.require_shared(tmp_path / "run")
+    assert said[1] == ""  # this one has seen its own file

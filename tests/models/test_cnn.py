@@ -9,6 +9,8 @@ from weights import random_variables
 from ferjax.config import UserError
 from ferjax.models import cnn
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGE = jax.ShapeDtypeStruct((2, 48, 48, 1), jnp.float32)
 
 # The seed's "CNN model summary": output shape of one image and parameters, statistics included.

@@ -18,13 +18,10 @@ SHALLOW = {10: ((1, 2, 1, 1), False), 14: ((1, 2, 1, 1), True)}
 
 
 @pytest.fixture(autouse=True)
-def shallow(monkeypatch):
+def shallow(monkeypatch, quick_compilation):
     """Networks that compile fast."""
     for depth, plan in SHALLOW.items():
         monkeypatch.setitem(DEPTHS, depth, plan)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

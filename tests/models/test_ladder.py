@@ -9,16 +9,11 @@ from weights import random_variables
 from ferjax.config import UserError
 from ferjax.models import cnn, decoder, ladder, ops, resnet, wide_resnet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LAYERS = ("conv 3 3 nobias", "bn", "relu", "maxpool 2", "conv 4 3 valid", "relu", "flatten")
 LAYERS = (*LAYERS, "dense 5", "relu", "dropout 0.5")
 RUNGS = ("input", "conv_0", "conv_4", "dense_7", "classifier")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def images(n=6, side=8):

@@ -12,6 +12,8 @@ from weights import random_variables
 from ferjax.config import UserError
 from ferjax.models.resnet import DEPTHS, Block, Model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -9,6 +9,8 @@ from weights import random_variables
 from ferjax.config import UserError
 from ferjax.models.wide_resnet import Model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize(("channels", "parameters"), [(3, 1_467_223), (1, 1_466_935)])
 def test_parameter_counts(channels, parameters):
