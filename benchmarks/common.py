@@ -64,7 +64,7 @@ class Setup:
       devices: those to use, all if None.
 
     Attributes:
-      per_call: steps a call, by the rule of `ferjax.engine.experiment`.
+      per_call: steps a call; 0 is 1 on a CPU, else 16, where training takes a divisor of its epoch.
       labeled, unlabeled: images a step over all devices.
     """
 

@@ -1,14 +1,27 @@
-"""Self-training on FER2013: a student of the supervised baseline, on the same labels.
+"""Self-training on FER2013: a student of finished networks, on the same labels.
 
 python -m ferjax.main --config=configs/self_training.py      WRN-28-2, 8,612 labels; a GPU or TPU
 python -m ferjax.main --config=configs/self_training.py:cpu  small CNN, 2,870 labels; two CPU cores
 
-The teacher comes first (without :cpu and _cpu on a GPU or TPU):
+The teacher comes first, the supervised baseline:
+
+python -m ferjax.main --config=configs/supervised.py
+python -m ferjax.evaluate --workdir=runs/supervised --split=train --keep_predictions
+
+On two cores three networks together, asked about mirrored images, too:
 
 python -m ferjax.main --config=configs/supervised.py:cpu
-python -m ferjax.evaluate --workdir=runs/supervised_cpu --split=train --keep_predictions
+python -m ferjax.main --config=configs/fixmatch.py:cpu
+python -m ferjax.main --config=configs/adamatch.py:cpu --config.epochs=10
+python -m ferjax.evaluate --workdir=runs/fixmatch_cpu,runs/adamatch_cpu,runs/supervised_cpu \\
+    --split=train --tta=flip --keep_predictions
 
-Another teacher, a FixMatch run or last time's student: --config.algorithm.predictions=WORKDIR.
+and then, for a second student, the first one and FixMatch's network:
+
+python -m ferjax.evaluate --workdir=runs/self_training_cpu,runs/fixmatch_cpu \\
+    --split=train --tta=flip --keep_predictions
+python -m ferjax.main --config=configs/self_training.py:cpu --workdir=runs/second_student \\
+    --config.algorithm.predictions=runs/self_training_cpu/eval/train_flip_ensemble_predictions.npz
 
 Result: not measured yet.
 """
@@ -26,10 +39,15 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "cpu":
         c.algorithm = {
             "name": "self_training",
-            "predictions": "runs/supervised_cpu",
-            "mu": 2,
+            "predictions": "runs/fixmatch_cpu/eval/train_flip_ensemble_predictions.npz",
+            "mu": 4,
+            "weight": 4.0,  # each image counts as much, labelled or not
             "forward": "apart",
         }
+        c.views.strong = {"policy": "keras20"}
+        c.batch_size = 32
+        c.optimizer.learning_rate = 0.03
+        c.epochs = 14
     else:
         c.algorithm = {"name": "self_training", "predictions": "runs/supervised"}
         c.cpu_config = "configs/self_training.py:cpu"

@@ -168,10 +168,12 @@ def to_stablehlo(source: Weights) -> bytes:
     scope = jax.export.SymbolicScope()
     (n,) = jax.export.symbolic_shape("n", scope=scope)
     images = jax.ShapeDtypeStruct((n, *source.image_shape), np.uint8)
-    exported = jax.export.export(jax.jit(classifier(source)), platforms=PLATFORMS)(images)
+    with jax.default_matmul_precision("highest"):
+        exported = jax.export.export(jax.jit(classifier(source)), platforms=PLATFORMS)(images)
     return bytes(exported.serialize())
 
 
+@jax.default_matmul_precision("highest")  # a GPU's or TPU's own product of float32 rounds to less
 def check(source: Weights, content: bytes, kind: str) -> float:
     """Reads a file's content back and compares it with the network.
 

@@ -72,6 +72,14 @@ def main() -> int:
         log.warning(hint)
     try:
         return train(config, workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the memory of the devices does not hold this step: lower config.batch_size, raise "
+            "config.microbatches (parts of a batch, one after another) or set config.model.remat, "
+            f"where the model has it ({str(error).splitlines()[0][:200]})"
+        ) from None
     except (NotFiniteError, DamagedError, LostLockError) as error:
         print(f"ferjax: {error}", file=sys.stderr)
         return EXIT_FAILED

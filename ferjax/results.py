@@ -200,7 +200,8 @@ def _digests(sweep: rows.Sweep) -> dict[str, str]:
     Raises:
       UserError: two rows differ in nothing but whose labels they see.
     """
-    digests, labels = {}, {}
+    digests: dict[str, str] = {}
+    labels: dict[str, int | None] = {}
     for row in sweep.rows:
         digests[row.name] = ""
         try:

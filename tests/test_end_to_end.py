@@ -313,6 +313,24 @@ def test_nan_stops_with_the_step_and_saves_nothing_after(tmp_path, data_dir):
     assert not saved(workdir)
 
 
+def test_too_little_memory_is_a_line_with_what_to_change(tmp_path, data_dir):
+    code = f"""
+import runpy, sys
+import jax
+from ferjax.engine import train
+def train_nothing(config, workdir):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nmore")
+train.train = train_nothing
+sys.argv = ["main", *{SMALL!r}, "--workdir={tmp_path}/run"]
+runpy.run_module("ferjax.main", run_name="__main__")
+"""
+    done = python("-c", code)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "lower config.batch_size" in line
+    assert line.endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
 def test_no_tensorflow_without_the_extra(tmp_path, data_dir):
     """Everything runs while importing TensorFlow is impossible, as without [tensorboard]."""
     code = f"""

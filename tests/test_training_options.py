@@ -91,13 +91,27 @@ def test_where_calls_of_several_steps_end(platform, asked, per_epoch, stop_after
     config = types.SimpleNamespace(steps_per_call=asked, stop_after_steps=stop_after)
     layout = types.SimpleNamespace(platform=platform)
     run = types.SimpleNamespace(
-        config=config, layout=layout, per_epoch=per_epoch, steps=expected[-1]
+        config=config, layout=layout, per_epoch=per_epoch, steps=expected[-1], streamed=False
     )
     step, found = 0, []
     while step < run.steps:
         step = Experiment.next_stop(run, step)
         found.append(step)
     assert found == expected
+
+
+def test_streamed_calls_are_short_where_images_are_large():
+    """64 MiB a call: of 512 images of 48 pixels 16 steps, of 224 in colour none but one."""
+    for shape, expected in (((48, 48, 1), 16), ((96, 96, 3), 4), ((224, 224, 3), 1)):
+        train = types.SimpleNamespace(images=np.empty((0, *shape), np.uint8))
+        run = types.SimpleNamespace(
+            config=types.SimpleNamespace(steps_per_call=0, stop_after_steps=0),
+            layout=types.SimpleNamespace(platform="gpu"),
+            dataset=types.SimpleNamespace(splits={"train": train}),
+            batches={part: types.SimpleNamespace(size=256) for part in ("labeled", "unlabeled")},
+            **{"per_epoch": 64, "steps": 640, "streamed": True},
+        )
+        assert Experiment.next_stop(run, 0) == expected
 
 
 def test_a_crop_beyond_the_images_is_refused_before_anything_is_compiled(data_dir, tmp_path):

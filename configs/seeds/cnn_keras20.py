@@ -5,10 +5,11 @@
 Keras' ImageDataGenerator with shifts, shear and zoom of .1 and flips; the preset keras20 of
 ferjax/augment/policies.py says how its units are read. The published figure is of the final
 network; the slides' two tables disagree on where its L2 term is. Here is none: on the dense layers
-it cost 2.8 points (configs/seeds/cnn_l2.py). Ours: 12 epochs. Other settings:
+it cost 2.8 points (configs/seeds/cnn_l2.py). Ours: 24 epochs. Other settings:
 configs/seeds/cnn_plain.py.
 
-Result: not measured yet.
+Result: not measured yet. A schedule of 12 epochs was cut after 10, at 62.11 % of public_test, where
+it had little left to gain: hence 24.
 """
 
 from pathlib import Path
@@ -22,5 +23,5 @@ def get_config() -> ConfigDict:
     """The settings."""
     c = from_file(Path(__file__).with_name("cnn_plain.py"))
     c.views.weak.policy = "keras20"
-    c.epochs = 12
+    c.epochs = 24
     return c

@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     """The settings."""
     c = from_file(Path(__file__).with_name("cnn_plain.py"))
     c.views.weak.policy = "keras40"
-    c.epochs = 12
+    c.epochs = 24
     return c

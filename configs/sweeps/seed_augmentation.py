@@ -3,7 +3,7 @@
 python -m ferjax.sweep --sweep=configs/sweeps/seed_augmentation.py
 
 Wanted: at least 64 % for the mildest, and the same order. Without augmentation 6 epochs, after
-which the network knows its images; with it 12.
+which the network knows its images; with it 24.
 """
 
 from ferjax.rows import Row, Sweep

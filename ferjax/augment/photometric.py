@@ -69,7 +69,7 @@ def histogram(values: jax.Array, form: str, weights: jax.Array | None = None) ->
     Args:
       values: levels [..., P], any dtype that holds 0..255.
       form: "gather" or "matmul".
-      weights: float32 [..., P], what each value counts; one each if None.
+      weights: float32 [..., P], whole numbers: what each value counts; one each if None.
 
     Returns:
       float32 [..., 256].
@@ -85,11 +85,9 @@ def histogram(values: jax.Array, form: str, weights: jax.Array | None = None) ->
     index = (
         values.reshape(rows, -1).astype(jnp.int32) + 256 * np.arange(rows, dtype=np.int32)[:, None]
     )
-    if weights is None:
-        counts = jnp.zeros(rows * 256, jnp.int32).at[index].add(1, mode="promise_in_bounds")
-    else:
-        counts = jnp.zeros(rows * 256, jnp.float32)
-        counts = counts.at[index].add(weights.reshape(rows, -1), mode="promise_in_bounds")
+    # Of whole numbers: XLA's deterministic GPU operations add others one after another.
+    added = 1 if weights is None else weights.reshape(rows, -1).astype(jnp.int32)
+    counts = jnp.zeros(rows * 256, jnp.int32).at[index].add(added, mode="promise_in_bounds")
     return counts.astype(jnp.float32).reshape(*values.shape[:-1], 256)
 
 

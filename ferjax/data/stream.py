@@ -156,12 +156,16 @@ class Stream:
             import grain
         except ImportError:
             raise UserError(
-                "config.data.pipeline=stream needs Grain: pip install '.[stream]'"
+                "images that are read from disk while training (config.data.pipeline=stream, or "
+                "auto with more of them than a device has room for) need Grain: "
+                "pip install '.[stream]'"
             ) from None
         load = functools.partial(_load, dict(batches), images, share, shares)
         steps = grain.MapDataset.range(first, end).map(load)
         if workers < 0:
-            workers = max(1, min(8, (os.cpu_count() or 1) // 2 // neighbours))
+            affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+            cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+            workers = max(1, min(8, cores // 2 // neighbours))
         if workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
             options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_AHEAD)

@@ -87,7 +87,9 @@ class BucketLock(Lock):
             try:
                 self._write()
             except OvertakenError:
-                self.lost = name_of(self._holder())
+                self.lost = "another process"
+                with contextlib.suppress(*self._errors):
+                    self.lost = name_of(self._holder())
                 return
             except self._errors as error:  # no way there; the next beat may succeed
                 log.debug("lock: %s", error)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ from ferjax.engine.training_data import SELECTION_SPLIT
 from ferjax.workdir import reason, write_errors
 
 log = logging.getLogger("ferjax")
+
+STREAMED_BYTES = 2**26  # of images that one call sends to the devices, at most
 
 
 def steps_a_call(per_epoch: int) -> int:
@@ -306,6 +309,10 @@ class Experiment:
         (K and what an epoch leaves over) are compiled, and a resumed run makes the same calls.
         """
         chosen = 1 if self.layout.platform == "cpu" else steps_a_call(self.per_epoch)
+        if self.streamed:  # several calls' images are under way at a time
+            images = self.dataset.splits["train"].images
+            step_bytes = math.prod(images.shape[1:]) * sum(b.size for b in self.batches.values())
+            chosen = max(1, min(chosen, STREAMED_BYTES // step_bytes))
         per_call = self.config.steps_per_call or chosen
         inside = step % self.per_epoch
         ends = [step - inside % per_call + per_call, step - inside + self.per_epoch]

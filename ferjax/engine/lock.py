@@ -1,6 +1,7 @@
 """One trainer a workdir, on one host or on many that share it."""
 
 import abc
+import errno
 import fcntl
 import json
 import logging
@@ -15,6 +16,9 @@ from etils import epath
 from ferjax.config import UserError
 
 log = logging.getLogger("ferjax")
+
+# What `flock` says where the file system has none: Lustre mounted without it, some of NFS.
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class LostLockError(Exception):
@@ -150,6 +154,7 @@ class WorkdirLock(Lock):
         Raises:
           UserError: another trainer is alive there.
         """
+        mine: Any = self._me["host"]  # whose dead holders the system has dropped
         # Not truncated: the content is the present holder's.
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -157,8 +162,14 @@ class WorkdirLock(Lock):
         except BlockingIOError:
             os.close(self._file)
             raise self.refusal(self._holder()) from None
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                os.close(self._file)
+                raise
+            log.info("%s is on a file system without flock: heartbeats alone guard it", self._path)
+            mine = None
         holder = self._holder()
-        if holder.get("host") not in (None, self._me["host"]):
+        if holder.get("host") not in (None, mine):
             try:
                 self._outwait(holder)
             except BaseException:

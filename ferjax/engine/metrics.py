@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import math
@@ -120,6 +121,8 @@ class Writer:
             # Imports TensorFlow: only where the extra [tensorboard] is installed.
             from clu import metric_writers
 
+            # It would take what JAX has left of a GPU's memory.
+            importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
             # On this machine's disk first: TensorFlow's own gs:// is in a package of its own.
             events = self._mirror.local if self._mirror else workdir / "events"
             self._events = metric_writers.SummaryWriter(str(events))

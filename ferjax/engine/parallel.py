@@ -25,6 +25,9 @@ class Layout:
     Args:
       kind: "pmap", or "shard_map" for `jit(shard_map(...))`; both give the same numbers.
       devices: those to use, all if None.
+
+    Raises:
+      UserError: some processes have more devices than others.
     """
 
     def __init__(self, kind: str = "pmap", devices: Sequence[jax.Device] | None = None) -> None:
@@ -34,6 +37,11 @@ class Layout:
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
         self.platform = self.devices[0].platform
         self.process, self.processes = jax.process_index(), jax.process_count()
+        if self.count != len(self.local) * self.processes:
+            raise UserError(
+                f"process {self.process} has {len(self.local)} of {self.count} devices in "
+                f"{self.processes} processes: give each one as many"
+            )
         # pmap takes what is replicated over this process's devices, shard_map over all.
         mesh_devices = self.local if kind == "pmap" else self.devices
         self.mesh = Mesh(np.asarray(mesh_devices), (AXIS,), axis_types=(AxisType.Auto,))

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -273,6 +274,9 @@ class _StopSignal(StopSignal):
 
     def handle(self, number: int, frame: Any) -> None:
         """Notes the signal, and gives SIGINT back its own meaning."""
+        if number == signal.SIGINT:
+            # Not through logging, whose locks the interrupted code may hold.
+            os.write(2, b"\nferjax: stopping after this call; Ctrl-C again ends it unsaved\n")
         super().handle(number, frame)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,5 +1,7 @@
 """One trainer a workdir: on this host by the file lock, on others by the heartbeat."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -99,6 +101,39 @@ def test_a_holder_on_another_host_that_falls_silent_is_waited_for(
     held.release()
     assert "to see whether process 7 on elsewhere still trains here" in caplog_ferjax.text
     assert "is taken over" in caplog_ferjax.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_flock(tmp_path, caplog_ferjax, monkeypatch, number):
+    """Heartbeats guard the workdir alone, those of this host's processes, too."""
+
+    def flock(file, how):
+        raise OSError(number, "no flock")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = lock(tmp_path)
+    held.acquire()
+    assert "without flock" in caplog_ferjax.text
+    with pytest.raises(UserError, match="is being trained by"):
+        lock(tmp_path).acquire()
+    held.release()
+    lock_again = lock(tmp_path)
+    lock_again.acquire()  # at once: it was given back
+    lock_again.release()
+
+
+def test_another_error_of_flock_is_no_lock(tmp_path, monkeypatch):
+    seen = []
+
+    def flock(file, how):
+        seen.append(file)
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="broken"):
+        lock(tmp_path).acquire()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(seen[0])  # closed
 
 
 def test_a_living_holder_on_another_host_is_respected(tmp_path):
