@@ -183,10 +183,10 @@ def folder(tmp_path, faces):
 
 
 def test_the_command_goes_on_after_bad_files(trained, model, folder, faces):
-    out = folder / "found.json"
+    out, drawn = folder / "found.json", folder.parent / "drawn"
     done = ferjax(
         "predict",
-        *(f"--workdir={trained}", "--no-detect", f"--output={out}"),
+        *(f"--workdir={trained}", "--no-detect", f"--output={out}", f"--annotate={drawn}"),
         *(str(folder), str(folder / "nowhere.png"), str(folder / "notes.txt")),
     )
     assert done.returncode == 0, done.stderr
@@ -207,6 +207,22 @@ def test_the_command_goes_on_after_bad_files(trained, model, folder, faces):
     assert rows["nowhere.png"]["error"] == "No such file or directory"
     assert got["label"] in done.stdout
     assert "whole picture" in done.stdout
+    copies = {path.stem: Image.open(path) for path in drawn.iterdir()}
+    assert len(copies) == 3  # of what could be read
+    assert all(min(copy.size) >= 360 for copy in copies.values())
+
+
+def test_an_exported_run_predicts_what_the_run_does(trained, model, faces):
+    """The command, with its defaults: the best EMA weights, into the run's directory."""
+    done = ferjax("export", f"--workdir={trained}", "--format=safetensors")
+    assert done.returncode == 0, done.stderr
+    path = trained / "model.safetensors"
+    assert f"written to {path}" in done.stdout
+    assert "the probabilities differ by at most" in " ".join(done.stdout.split())
+    exported = package.load(path)
+    assert exported.classes == model.classes
+    np.testing.assert_allclose(exported.logits(faces), model.logits(faces), atol=1e-5)
+    assert path.with_suffix(".md").read_text().startswith("# ")
 
 
 class Cascade:
