@@ -105,7 +105,7 @@ def test_slurm_waits_for_the_save(slurm, number):
     """
     os.mkfifo(slurm.path / "word")
     slurm.python(
-        f"""save() {{ echo saving; read -r < {slurm.path}/word; echo saved; exit 75; }}
+        f"""save() {{ kill $!; echo saving; read -r < {slurm.path}/word; echo saved; exit 75; }}
         trap save USR1
         echo ready
         while true; do sleep 1000 & wait $!; done"""
