@@ -16,12 +16,7 @@ python -m ferjax.main --config=configs/adamatch.py:cpu --config.epochs=10
 python -m ferjax.evaluate --workdir=runs/fixmatch_cpu,runs/adamatch_cpu,runs/supervised_cpu \\
     --split=train --tta=flip --keep_predictions
 
-and then, for a second student, the first one and FixMatch's network:
-
-python -m ferjax.evaluate --workdir=runs/self_training_cpu,runs/fixmatch_cpu \\
-    --split=train --tta=flip --keep_predictions
-python -m ferjax.main --config=configs/self_training.py:cpu --workdir=runs/second_student \\
-    --config.algorithm.predictions=runs/self_training_cpu/eval/train_flip_ensemble_predictions.npz
+Another teacher: --config.algorithm.predictions=WORKDIR, or the file that `evaluate` names.
 
 Result: not measured yet.
 """

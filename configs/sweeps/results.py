@@ -34,7 +34,6 @@ METHODS = ("adamatch", "fixmatch", "mixmatch", "uda", "freematch", "softmatch")
 # What two CPU cores compare with supervised training; of the first, configs/self_training.py says
 # how its teachers are made.
 COMPARED = {10: ("self_training", "fixmatch"), 30: ("self_training",)}
-SECOND = "runs/self_training_cpu/eval/train_flip_ensemble_predictions.npz"
 
 
 def get_sweep(cpu: bool = False) -> Sweep:
@@ -68,7 +67,6 @@ def _few_labels() -> list[Row]:
     """
     section = "Semi-supervised against supervised: small CNN, 10 and 30 % labels"
     changes: dict[str, dict[str, Any]] = {
-        "self_training_10": {"algorithm.predictions": SECOND},
         "supervised_30": {"data.labeled": "30%", "epochs": 30},
         "self_training_30": {
             "data.labeled": "30%",
@@ -88,7 +86,6 @@ def _few_labels() -> list[Row]:
                     changes=changes.get(name, {}),
                     split_seed=0,
                     margin=3.0 if wanted and share == 10 else 0.0,
-                    note="the second student" if name == "self_training_10" else "",
                     on="C" if method in here else "G",
                     section=section,
                     **wanted,

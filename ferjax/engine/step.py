@@ -90,12 +90,14 @@ def make_step(
     def turns(state: TrainState, position: Any, rows: jax.Array, members: int) -> jax.Array:
         """How often the images were seen before, each from a start of its own: int32 [n]."""
         size = rows.shape[0] * jax.lax.axis_size(AXIS)
-        # Taken apart, because step * size may not fit into 32 bits.
-        passes, rest = state.step // members, state.step % members
+        # Taken apart, because step * size may not fit into 32 bits; what is left of it does.
+        passes, rest, position = jax.tree.map(
+            jnp.uint32, (state.step // members, state.step % members, position)
+        )
         seen = passes * size + (rest * size + position) // members
         key = jax.random.fold_in(jax.random.key(state.seed), zlib.crc32(b"turns"))
         starts = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row)))(rows)
-        return seen % 2 + (starts % 2).astype(jnp.int32)
+        return (seen % 2 + starts % 2).astype(jnp.int32)
 
     def part(
         name: str, wanted: tuple[str, ...], chosen: Any, key: Any, state: TrainState, data: Any
