@@ -16,6 +16,15 @@ python -m ferjax.main --config=configs/adamatch.py:cpu --config.epochs=10
 python -m ferjax.evaluate --workdir=runs/fixmatch_cpu,runs/adamatch_cpu,runs/supervised_cpu \\
     --split=train --tta=flip --keep_predictions
 
+With 30 % of the labels, in `runs/supervised_30` and `runs/self_training_30`:
+
+python -m ferjax.main --config=configs/supervised.py:cpu --workdir=runs/supervised_30 \\
+    --config.data.labeled=30% --config.epochs=30
+python -m ferjax.evaluate --workdir=runs/supervised_30 --split=train --tta=flip --keep_predictions
+python -m ferjax.main --config=configs/self_training.py:cpu --workdir=runs/self_training_30 \\
+    --config.data.labeled=30% \\
+    --config.algorithm.predictions=runs/supervised_30/eval/train_flip_predictions.npz
+
 Another teacher: --config.algorithm.predictions=WORKDIR, or the file that `evaluate` names.
 
 Result: not measured yet.

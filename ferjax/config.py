@@ -134,7 +134,7 @@ def base() -> ConfigDict:
             "microbatches": 1,  # parts that a device's batch is worked off in, for less memory
             "on_nan": "stop",  # stop | skip: leave the state as it was, and stop after 10 in a row
             "profile": "",  # START:STEPS: a profiler trace of these steps in <workdir>/profile
-            "steps_per_call": 0,  # 0: some 16 on a GPU or TPU, 1 on a CPU
+            "steps_per_call": 0,  # 0: near 16 on a GPU or TPU, 1 on a CPU
             "stop_after_steps": 0,  # save and exit with 75 at this step; 0: never
             "stop_after_minutes": 0.0,  # the same by the clock of this start; 0: never
             "cpu_config": "",  # what to suggest when this is started on a CPU

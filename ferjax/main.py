@@ -19,7 +19,7 @@ from ferjax import config as configs
 from ferjax import runtime
 from ferjax.command import run
 from ferjax.config import EXIT_FAILED, UserError
-from ferjax.engine.checkpoint import DamagedError
+from ferjax.engine.checkpoint import DamagedError, saved
 from ferjax.engine.lock import LostLockError
 from ferjax.engine.metrics import NotFiniteError
 from ferjax.engine.train import train
@@ -75,11 +75,17 @@ def main() -> int:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            "the memory of the devices does not hold this step: lower config.batch_size, raise "
-            "config.microbatches (parts of a batch, one after another) or set config.model.remat, "
-            f"where the model has it ({str(error).splitlines()[0][:200]})"
-        ) from None
+        message = (
+            "the memory of the devices does not hold this: lower config.batch_size (or that of "
+            "config.evaluate), raise config.microbatches (parts of a batch, one after another), "
+            "set config.model.remat, where the model has it, or config.data.pipeline=stream "
+            f"({str(error).splitlines()[0][:200]})"
+        )
+        if not saved(workdir):
+            raise UserError(message) from None
+        # It did fit: another program may have the memory now, and be gone at the next start.
+        print(f"ferjax: {message}", file=sys.stderr)
+        return EXIT_FAILED
     except (NotFiniteError, DamagedError, LostLockError) as error:
         print(f"ferjax: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -117,6 +117,8 @@ def summarize(
         "code": configs.code_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if config.data.split_seed != config.seed:
+        summary["split_seed"] = config.data.split_seed
     before = read_json(workdir / "summary.json")
     if summary["state"] == before.get("state") == "done":
         summary |= {key: before[key] for key in ("machine", "code", "time")}
@@ -175,7 +177,15 @@ def render(
       digests: of the rows' configs, by name.
       found: what `read` returns.
     """
-    every = lines(sweep, {name: found.get(digest, {}) for name, digest in digests.items()})
+    of_row = {
+        row.name: {
+            seed: summary
+            for seed, summary in found.get(digests[row.name], {}).items()
+            if rows.wanted_split(row, seed) == summary.get("split_seed", seed)
+        }
+        for row in sweep.rows
+    }
+    every = lines(sweep, of_row)
     out = [f"# {sweep.title}", "", sweep.note, ""]
     for section in dict.fromkeys(row.section for row in sweep.rows):
         mine = [row for row in sweep.rows if row.section == section]
@@ -227,7 +237,7 @@ def _collect(
     digest = rows.digest(config)
     row = next((row for row in sweep.rows if digests[row.name] == digest), None)
     if row is None or not rows.has_split_of(row, config):
-        why = "its labelled subset is not that of its seed" if row else "no row has its config"
+        why = "its labelled subset is not the row's" if row else "no row has its config"
         log.info("left out: %s: %s", workdir, why)
         return
     command = rows.command(row, config.seed, sweep.root)

@@ -65,9 +65,9 @@ class Row:
       config: a config file and its variant, "configs/fixmatch.py:cpu"; relative to the directory
         above the sweep file's `configs`. It is read when the row is run.
       changes: config keys, "data.labeled", and their values.
-      seeds: a run for each; it is also the seed of the labelled subset, so that all rows see the
-        same labels for one seed.
-      split_seed: of the labelled subset of all runs, where it is not to be the run's seed.
+      seeds: a run for each. Without a `split_seed` it is also the seed of the labelled subset, so
+        that all rows see the same labels for one seed.
+      split_seed: of the labelled subset of all runs.
       steps: trains the least whole number of epochs with so many steps (FER2013's sizes); 0: the
         epochs of the config.
       published: percent that others reached, None if nobody did.
@@ -176,15 +176,19 @@ def with_seed(config: FrozenConfigDict, row: Row, seed: int) -> FrozenConfigDict
 
 
 def has_split_of(row: Row, config: FrozenConfigDict) -> bool:
-    """Whether a run with a row's config has learnt from the labels of its seed."""
-    wanted = _seeds(row, config.seed)["data.split_seed"]
+    """Whether a run with a row's config has learnt from the labels that the row wants."""
+    wanted = wanted_split(row, config.seed)
     own = config.data.labeled != "all" and config.data.split_seed != wanted
     return not own and not config.data.split_file
 
 
+def wanted_split(row: Row, seed: int) -> int:
+    """The seed of the labelled subset of one of a row's runs."""
+    return seed if row.split_seed is None else row.split_seed
+
+
 def _seeds(row: Row, seed: int) -> dict[str, int]:
-    labels = seed if row.split_seed is None else row.split_seed
-    return {"seed": seed, "data.split_seed": labels}
+    return {"seed": seed, "data.split_seed": wanted_split(row, seed)}
 
 
 def arguments(row: Row, seed: int, root: Path) -> list[str]:
@@ -207,10 +211,14 @@ def shrink(row: Row, root: Path) -> Row:
     """The row with a network, data and a schedule of seconds, to try a sweep out."""
     config = configuration(row, row.seeds[0], root)
     less = {**_QUICK, "data.labeled": _fewer(config.data.labeled)}
+    dropped: tuple[str, ...] = ("model.",)
+    if "predictions" in config.algorithm:  # of a teacher, which nobody has trained
+        less["algorithm.name"] = "pseudo_label"
+        dropped = ("model.", "algorithm.")
     if "mu" in config.algorithm:
         less["algorithm.mu"] = 1
     less |= {"model.name": "cnn", "model.layers": _QUICK_LAYERS}
-    kept = {k: v for k, v in row.changes.items() if not k.startswith("model.")}
+    kept = {k: v for k, v in row.changes.items() if not k.startswith(dropped)}
     return dataclasses.replace(row, changes={**kept, **less, **row.quick}, steps=0)
 
 
@@ -238,11 +246,13 @@ def changed(config: FrozenConfigDict) -> dict[str, Any]:
             if key == "data.unlabeled_source":  # image_folder:DIR
                 kind, colon, folder = value.rpartition(":")
                 return kind + colon + Path(folder).name
-            path = Path(value)
+            path, file = Path(value), ""
             if path.parent.name == "eval":  # a file in a run's workdir
+                # Its own predictions are what the workdir alone stands for.
+                file = path.name.replace("train_predictions.npz", "")
                 path = path.parents[1]
             # A sweep's runs are <row>/<seed>: the last part alone is the seed.
-            return "/".join(path.parts[-2:])
+            return "/".join([*path.parts[-2:], *([file] if file else [])])
         return list(value) if isinstance(value, tuple) else value
 
     return {

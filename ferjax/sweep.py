@@ -259,7 +259,9 @@ class Sweeper:
             for seed in row.seeds:
                 summary = results.read_json(self._place(row, seed) / "summary.json")
                 # A row may have been changed since.
-                if summary.get("config_digest") == rows.digest(self._configs[row.name, seed]):
+                mine = self._configs[row.name, seed]
+                same = summary.get("split_seed", seed) == mine.data.split_seed
+                if same and summary.get("config_digest") == rows.digest(mine):
                     found.setdefault(row.name, {})[seed] = summary
         lines = list(results.lines(self._sweep, found).values())
         table = tables.readable(lines).markdown()

@@ -392,6 +392,10 @@ def test_a_digest_names_what_is_trained():
     ends = ("", "/eval/train_predictions.npz")
     teachers = [f"/x/{row}/0{end}" for row in ("supervised_10", "fixmatch_10") for end in ends]
     assert len({digest(**{"init_from": teacher}) for teacher in teachers}) == 2
+    # Those of several networks together are others.
+    assert digest(**{"init_from": teachers[0]}) != digest(
+        **{"init_from": teachers[0] + "/eval/train_ensemble_predictions.npz"}
+    )
     folders = [f"image_folder{where}faces" for where in (":", ":/x/", "/detect:/x/")]
     folders = [digest(**{"data.unlabeled_source": folder}) for folder in folders]
     assert folders[0] == folders[1] != folders[2]

@@ -93,6 +93,7 @@ def test_where_calls_of_several_steps_end(platform, asked, per_epoch, stop_after
     run = types.SimpleNamespace(
         config=config, layout=layout, per_epoch=per_epoch, steps=expected[-1], streamed=False
     )
+    run._steps_a_call = lambda: Experiment._steps_a_call(run)
     step, found = 0, []
     while step < run.steps:
         step = Experiment.next_stop(run, step)
@@ -101,16 +102,24 @@ def test_where_calls_of_several_steps_end(platform, asked, per_epoch, stop_after
 
 
 def test_streamed_calls_are_short_where_images_are_large():
-    """64 MiB a call: of 512 images of 48 pixels 16 steps, of 224 in colour none but one."""
-    for shape, expected in (((48, 48, 1), 16), ((96, 96, 3), 4), ((224, 224, 3), 1)):
+    """64 MiB a call and process: of 512 images of 48 pixels 16 steps, of 224 in colour one."""
+    for shape, processes, per_epoch, expected in (
+        ((48, 48, 1), 1, 64, 16),
+        ((96, 96, 3), 1, 64, 4),
+        ((96, 96, 3), 1, 57, 3),  # a divisor
+        ((96, 96, 3), 1, 37, 4),
+        ((96, 96, 3), 4, 64, 16),
+        ((224, 224, 3), 1, 64, 1),
+    ):
         train = types.SimpleNamespace(images=np.empty((0, *shape), np.uint8))
         run = types.SimpleNamespace(
             config=types.SimpleNamespace(steps_per_call=0, stop_after_steps=0),
-            layout=types.SimpleNamespace(platform="gpu"),
+            layout=types.SimpleNamespace(platform="gpu", processes=processes),
             dataset=types.SimpleNamespace(splits={"train": train}),
             batches={part: types.SimpleNamespace(size=256) for part in ("labeled", "unlabeled")},
-            **{"per_epoch": 64, "steps": 640, "streamed": True},
+            **{"per_epoch": per_epoch, "steps": 640, "streamed": True},
         )
+        run._steps_a_call = lambda run=run: Experiment._steps_a_call(run)
         assert Experiment.next_stop(run, 0) == expected
 
 

@@ -23,7 +23,7 @@ PUBLISHED = {
     "fixmatch": (47.88, 49.90, 59.46, 62.20),
 }
 STEPS = 2**20 // 50
-SOURCE = "Roy & Etemad (2022): 2^20 steps, checkpoint picked on test; ours: 1/50, on public_test."
+SOURCE = "Roy & Etemad (2022): 2^20 steps, checkpoint picked on test; ours: fewer, on public_test."
 
 
 def get_sweep(cpu: bool = False) -> Sweep:

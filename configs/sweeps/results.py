@@ -31,8 +31,8 @@ ROY = "Roy & Etemad (2022), quoted by the poster: 59.46 is with 100 labels a cla
 STUDIES = "https://arxiv.org/abs/1612.02903 (72.7 VGG, 72.4 ResNet, 75.2 eight networks together)."
 # The six that promise most, by configs/sweeps/methods_on_faces.py and their papers.
 METHODS = ("adamatch", "fixmatch", "mixmatch", "uda", "freematch", "softmatch")
-# What two CPU cores compare with supervised training; of the first, configs/self_training.py says
-# how its teachers are made.
+# What two CPU cores compare with supervised training. The teachers of self_training's rows must be
+# there before: configs/self_training.py says how they are made.
 COMPARED = {10: ("self_training", "fixmatch"), 30: ("self_training",)}
 
 
@@ -61,7 +61,7 @@ def _of(sweep: str, section: str, *, only: str = ".*", cpu: bool = True) -> list
 
 
 def _few_labels() -> list[Row]:
-    """The methods on 10 and 30 % of the labels, as their configs for two cores stand.
+    """The methods on 10 % of the labels, as their configs for two cores stand, and one on 30 %.
 
     All see the same labels, those of split_seed 0: teachers for each subset would take hours.
     """

@@ -94,11 +94,11 @@ class Algorithm(BaseAlgorithm):
         try:
             teacher = soft_labels.read(path)
         except FileNotFoundError:
-            raise UserError(
-                f"{where}: {path} is not there; to write it: python -m ferjax.evaluate "
-                f"--workdir={self.predictions} --split=train --keep_predictions, which says what "
-                "file it writes (of several networks or views it has another name: give that)"
-            ) from None
+            mend = "ferjax.evaluate --keep_predictions writes such a file and says where"
+            if not self.predictions.endswith(".npz"):
+                mend = f"python -m ferjax.evaluate --workdir={self.predictions} --split=train"
+                mend = f"to write it: {mend} --keep_predictions"
+            raise UserError(f"{where}: {path} is not there; {mend}") from None
         if teacher.digest != train.digest:
             raise UserError(f"{where}: the predictions are of other images than this run's")
         if teacher.class_names != tuple(train.class_names):

@@ -84,8 +84,8 @@ class Line:
         """Whether the mean is what it is to be; None: open.
 
         On private_test once that was read of this line (and of the one to be beaten), else on the
-        best of public_test. Two lines are compared on the seeds that both have: a seed has its own
-        labelled images.
+        best of public_test. Two lines are compared on the seeds that both have: a seed may have its
+        own labelled images.
         """
         line, other = self, self.beats
         if other and not (self.scored or other.scored):

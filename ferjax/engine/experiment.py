@@ -33,16 +33,18 @@ from ferjax.workdir import reason, write_errors
 
 log = logging.getLogger("ferjax")
 
-STREAMED_BYTES = 2**26  # of images that one call sends to the devices, at most
+STREAMED_BYTES = 2**26  # of images that a call takes from one process, if it is of several steps
 
 
-def steps_a_call(per_epoch: int) -> int:
-    """K for a GPU or TPU: the divisor of an epoch's steps that is nearest to 16, of 8 to 32, or 16.
+def steps_a_call(per_epoch: int, most: int = 32) -> int:
+    """K for a GPU or TPU: a divisor of an epoch's steps near 16, or 16; `most` is the largest.
 
     With a divisor all calls are of one length, and one program is compiled instead of two.
     """
-    divisors = [k for k in range(8, 33) if per_epoch % k == 0]
-    return min(divisors, key=lambda k: abs(k - 16), default=16)
+    wanted = min(16, most)
+    divisors = [k for k in range(1, min(most, 32) + 1) if per_epoch % k == 0]
+    best = min(divisors, key=lambda k: abs(k - wanted))
+    return best if 2 * best >= wanted else wanted
 
 
 class Experiment:
@@ -308,17 +310,22 @@ class Experiment:
         Calls start on multiples of K within an epoch and end with it, so that at most two lengths
         (K and what an epoch leaves over) are compiled, and a resumed run makes the same calls.
         """
-        chosen = 1 if self.layout.platform == "cpu" else steps_a_call(self.per_epoch)
-        if self.streamed:  # several calls' images are under way at a time
-            images = self.dataset.splits["train"].images
-            step_bytes = math.prod(images.shape[1:]) * sum(b.size for b in self.batches.values())
-            chosen = max(1, min(chosen, STREAMED_BYTES // step_bytes))
-        per_call = self.config.steps_per_call or chosen
+        per_call = self.config.steps_per_call or self._steps_a_call()
         inside = step % self.per_epoch
         ends = [step - inside % per_call + per_call, step - inside + self.per_epoch]
         if self.config.stop_after_steps > step:
             ends.append(self.config.stop_after_steps)
         return min(*ends, self.steps)
+
+    def _steps_a_call(self) -> int:
+        if self.layout.platform == "cpu":
+            return 1
+        if not self.streamed:
+            return steps_a_call(self.per_epoch)
+        # Several calls' images are under way at a time.
+        images = sum(b.size for b in self.batches.values()) // self.layout.processes
+        step_bytes = images * math.prod(self.dataset.splits["train"].images.shape[1:])
+        return steps_a_call(self.per_epoch, max(1, STREAMED_BYTES // step_bytes))
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the state after `step` steps is scored."""

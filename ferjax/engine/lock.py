@@ -133,8 +133,9 @@ class WorkdirLock(Lock):
     """Holds `<workdir>/lock`: the system's file lock on this host, a heartbeat for the others.
 
     The file says who holds it and is written anew every `beat` seconds. A holder on this host that
-    dies loses it at once. One on another host has lost it when the file has not changed for `stale`
-    seconds by the file system's own clock: hosts' clocks may differ.
+    dies loses it at once. One on another host, or where the file system has no `flock`, has lost it
+    when the file has not changed for `stale` seconds by the file system's own clock: hosts' clocks
+    may differ.
 
     Args:
       workdir: an existing directory.
@@ -149,7 +150,7 @@ class WorkdirLock(Lock):
         self._file = -1
 
     def acquire(self) -> None:
-        """Takes the lock; waits up to `stale` seconds for a holder on another host to be dead.
+        """Takes the lock; waits up to `stale` seconds for a holder to be dead by its heartbeat.
 
         Raises:
           UserError: another trainer is alive there.
@@ -176,6 +177,12 @@ class WorkdirLock(Lock):
                 os.close(self._file)
                 raise
         self._write()
+        if mine is None:
+            # Another one may have begun at the same moment: the last to write has it.
+            time.sleep(min(2.0, self._beat))
+            if self._holder().get("id") != self._me["id"]:
+                os.close(self._file)
+                raise self.refusal(self._holder())
         self._start_beating()
 
     def release(self) -> None:

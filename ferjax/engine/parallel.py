@@ -37,11 +37,10 @@ class Layout:
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
         self.platform = self.devices[0].platform
         self.process, self.processes = jax.process_index(), jax.process_count()
-        if self.count != len(self.local) * self.processes:
-            raise UserError(
-                f"process {self.process} has {len(self.local)} of {self.count} devices in "
-                f"{self.processes} processes: give each one as many"
-            )
+        counts = collections.Counter(d.process_index for d in self.devices)
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{number} of process {p}" for p, number in sorted(counts.items()))
+            raise UserError(f"devices: {each}: give each process as many")
         # pmap takes what is replicated over this process's devices, shard_map over all.
         mesh_devices = self.local if kind == "pmap" else self.devices
         self.mesh = Mesh(np.asarray(mesh_devices), (AXIS,), axis_types=(AxisType.Auto,))

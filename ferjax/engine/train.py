@@ -274,11 +274,12 @@ class _StopSignal(StopSignal):
 
     def handle(self, number: int, frame: Any) -> None:
         """Notes the signal, and gives SIGINT back its own meaning."""
-        if number == signal.SIGINT:
-            # Not through logging, whose locks the interrupted code may hold.
-            os.write(2, b"\nferjax: stopping after this call; Ctrl-C again ends it unsaved\n")
         super().handle(number, frame)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            # Not through logging, whose locks the interrupted code may hold.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nferjax: stopping after this call; Ctrl-C again ends it unsaved\n")
 
     def __bool__(self) -> bool:
         return self.seen

@@ -106,6 +106,7 @@ def test_what_does_not_fit_gets_one_line(tmp_path):
     for who, of, message in (
         (self_training.Algorithm(), student([0, 2]), "is empty: give the workdir"),
         (nowhere, student([0, 2]), command),
+        (self_training.Algorithm("x/y.npz"), student([0, 2]), "evaluate --keep_predictions writes"),
         (method, student([0, 2], digest="e"), "of other images"),
         (method, student([0, 2], names=NAMES[::-1]), "the classes are a, b"),
     ):

@@ -115,11 +115,21 @@ def test_a_file_system_without_flock(tmp_path, caplog_ferjax, monkeypatch, numbe
     held.acquire()
     assert "without flock" in caplog_ferjax.text
     with pytest.raises(UserError, match="is being trained by"):
-        lock(tmp_path).acquire()
+        WorkdirLock(tmp_path, beat=0.05, stale=30).acquire()
     held.release()
-    lock_again = lock(tmp_path)
-    lock_again.acquire()  # at once: it was given back
-    lock_again.release()
+    caplog_ferjax.clear()
+    again = WorkdirLock(tmp_path, beat=0.05, stale=1e6)
+    again.acquire()  # at once: it was given back
+    again.release()
+    assert "waiting" not in caplog_ferjax.text
+
+
+def test_without_flock_one_of_two_that_start_together_has_it(tmp_path, monkeypatch):
+    """Both have found nobody; the one that wrote last goes on."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "")))
+    monkeypatch.setattr(time, "sleep", lambda _: write(tmp_path))  # the other one, meanwhile
+    with pytest.raises(UserError, match="is being trained by process 7 on elsewhere"):
+        lock(tmp_path).acquire()
 
 
 def test_another_error_of_flock_is_no_lock(tmp_path, monkeypatch):

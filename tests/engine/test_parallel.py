@@ -85,6 +85,12 @@ def test_gradient_equals_a_single_device_reference(kind):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
 
 
+def test_processes_with_unlike_numbers_of_devices_are_refused():
+    devices = [types.SimpleNamespace(process_index=p, platform="cpu") for p in (0, 0, 1)]
+    with pytest.raises(UserError, match="2 of process 0, 1 of process 1: give each"):
+        Layout("pmap", devices)
+
+
 def test_batch_that_devices_do_not_divide():
     with pytest.raises(UserError, match="not divisible by the 4 devices: use 8 or 12"):
         Layout("pmap").check_batch(10)

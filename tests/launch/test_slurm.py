@@ -24,12 +24,15 @@ class Slurm:
             "srun",
             """while [[ $1 == --* ]]; do shift; done
             "$@" & task=$!
-            trap 'kill -USR1 $task' USR1
+            trap 'interrupted=yes; kill -USR1 $task' USR1
             trap 'kill -KILL $task; exit 137' TERM
-            while true; do
-              status=0; wait $task || status=$?
-              kill -0 $task 2>/dev/null || exit $status
-            done""",
+            interrupted=yes status=0
+            while [[ -n $interrupted ]]; do
+              interrupted= now=0
+              wait $task || now=$?
+              ((now == 127)) || status=$now  # 127: it had been waited for already
+            done
+            exit $status""",
         )
         self.tool("scontrol", f'echo "$@" >> {path}/scontrol.calls')
         self.python("exit 0")
@@ -119,7 +122,6 @@ def test_slurm_waits_for_the_save(slurm, number):
         with (slurm.path / "word").open("w") as word:
             word.write("go\n")
         assert job.stdout.readline() == "saved\n"
-        # The script's own sleep holds the pipe, so only the status is waited for.
         limit = number == signal.SIGUSR1
         assert job.wait(timeout=60) == (0 if limit else 75)
     assert slurm.requeued == (["requeue 77"] if limit else [])
