@@ -34,6 +34,9 @@ _OVERHEAD = 1 << 16  # bytes of a checkpoint beside its arrays: names, shapes, m
 class Checkpoints:
     """The trainer's checkpoints: saved asynchronously, the latest few and the best kept.
 
+    Process 0 writes them: it has all of the state. With Orbax's managers in all processes a write
+    that fails in one would keep the others waiting at a barrier for 20 minutes.
+
     Args:
       directory: `<workdir>/checkpoints`.
       keep: how many of the latest are kept, besides the best by accuracy on public_test; 2 for 1.
@@ -62,10 +65,18 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # of saves that a kill cut off
             todelete_subdir=_OLD,
+            create=False,  # Orbax's own way of making it is for managers in all processes
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
+            ),
         )
-        self._empty()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager: ocp.CheckpointManager | None = None
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._empty()
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._saving, self._needed = 0, 0  # the step in flight, the bytes that it takes
+        self._latest = processes.first(self.latest_step)
         self.failed = False
 
     def save(
@@ -86,28 +97,46 @@ class Checkpoints:
           before: writes what must not be older than the checkpoint, in process 0; if it fails
             nothing is saved.
         """
-        self.wait()
-        self._empty()
-        step, tree = int(state.step), to_state_dict(state)
-        self._saving, self.failed = step, False
-        self._needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
-        if obstacle := processes.first(lambda: self._obstacle(before)):
-            self._warn(obstacle)
-            return
+
+        def begin() -> list[Any]:
+            assert self._manager is not None
+            if why := self._finished():
+                self._warn(why)
+            self._empty()
+            step, tree = int(state.step), to_state_dict(state)
+            self._saving = step
+            self._needed = sum(np.asarray(x).nbytes for x in jax.tree.leaves(tree)) + _OVERHEAD
+            why = self._obstacle(before)
+            try:
+                if not why:
+                    if step in self._manager.all_steps():
+                        # It was saved before it was scored. A kill in between loses it, not the
+                        # one before.
+                        self._manager.delete(step)
+                    content = {**meta, "accuracy": accuracy, "crc": checksums(tree)}
+                    self._manager.save(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(content)
+                        ),
+                        metrics=None if accuracy is None else {"accuracy": accuracy},
+                    )
+            except self._write_errors as error:
+                why = str(error) or type(error).__name__
+            if why:
+                self._warn(why)
+            return [bool(why), self._manager.latest_step()]
+
+        self.failed, self._latest = processes.first(begin)
+
+    def _finished(self) -> str:
+        """Waits for the save in flight; why it has failed, "" if it has not."""
+        assert self._manager is not None
         try:
-            if step in self._manager.all_steps():
-                # It was saved before it was scored. A kill in between loses it, not the one before.
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree),
-                    meta=ocp.args.JsonSave({**meta, "accuracy": accuracy, "crc": checksums(tree)}),
-                ),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
-            )
+            self._manager.wait_until_finished()
         except self._write_errors as error:
-            self._warn(str(error))
+            return str(error) or type(error).__name__
+        return ""
 
     def _obstacle(self, before: Callable[[], None]) -> str:
         """Why a save would fail, "" if nothing speaks against it."""
@@ -122,22 +151,24 @@ class Checkpoints:
         return ""
 
     def latest_step(self) -> int | None:
-        """The newest step that is saved, None if there is none."""
-        return self._manager.latest_step()
+        """The newest step that is saved, None if there is none; elsewhere as of the last save."""
+        return self._latest if self._manager is None else self._manager.latest_step()
 
     def wait(self) -> None:
-        """Until the save in flight is on disk, or has failed: see `failed`."""
-        try:
-            self._manager.wait_until_finished()
-        except self._write_errors as error:
-            self._warn(str(error))
+        """Until the save in flight is on disk, or has failed: see `failed`. For all processes."""
+
+        def finish() -> bool:
+            if why := self._finished():
+                self._warn(why)
+            return bool(why)
+
+        self.failed = processes.first(finish) or self.failed
 
     def _warn(self, why: str) -> None:
         """Says that a save has failed, and removes what there is of it, which takes up room."""
-        self.failed = True
         with contextlib.suppress(*self._write_errors):
             self._remove_unfinished()
-        latest = self._manager.latest_step()
+        latest = self.latest_step()
         log.warning(
             "step %d could not be saved in %s, which takes %.1f MB: %s. Training goes on; the last "
             "checkpoint is %s: %s",
@@ -152,7 +183,7 @@ class Checkpoints:
         A kill in the middle of a deletion would leave a part of a checkpoint under its own name.
         (A bucket knows no renaming: there the part stays until it is deleted again.)
         """
-        if not is_remote(self.directory) and jax.process_index() == 0:
+        if not is_remote(self.directory):
             shutil.rmtree(self.directory / _OLD, ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
@@ -166,10 +197,15 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def close(self) -> None:
-        """Finishes the save in flight and lets go of the directory."""
-        self.wait()
-        self._empty()
-        self._manager.close()
+        """Finishes the save in flight and lets go of the directory; no process waits for another.
+
+        So it can be called where only some processes have failed.
+        """
+        if self._manager is not None:
+            if why := self._finished():
+                self._warn(why)
+            self._empty()
+            self._manager.close()
 
 
 class DamagedError(Exception):
