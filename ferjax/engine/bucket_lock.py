@@ -87,9 +87,10 @@ class BucketLock(Lock):
             try:
                 self._write()
             except OvertakenError:
-                self.lost = "another process"
+                who = "another process"
                 with contextlib.suppress(*self._errors):
-                    self.lost = name_of(self._holder())
+                    who = name_of(self._holder())
+                self.lost = who
                 return
             except self._errors as error:  # no way there; the next beat may succeed
                 log.debug("lock: %s", error)
