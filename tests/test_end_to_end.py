@@ -166,7 +166,7 @@ def test_stopping_early_saves_and_exits_with_75(finished, tmp_path):
     assert saved(workdir) == {7}
     # Two virtual devices go on where one stopped, several steps a call: calls that end with the
     # epoch, too, and rows that begin within one. Same numbers to float tolerance.
-    more = ["--config.parallel=shard_map", "--config.steps_per_call=6"]
+    more = ["--config.parallel=shard_map", "--config.steps_per_call=3"]
     second = ferjax("main", *args, *more, devices=2)
     assert second.returncode == 0, second.stderr
     for mine, other in zip(rows(workdir), rows(finished[0]), strict=True):
