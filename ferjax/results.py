@@ -125,6 +125,12 @@ def summarize(
     return summary
 
 
+def has_split_of(row: Row, summary: Summary) -> bool:
+    """`rows.has_split_of` for the summary of a run."""
+    seed = summary["seed"]
+    return summary.get("split_seed", seed) == rows.wanted_split(row, seed)
+
+
 def read(directory: epath.Path) -> dict[str, dict[int, Summary]]:
     """The summaries in a results directory, by config digest and seed."""
     found: dict[str, dict[int, Summary]] = {}
@@ -181,7 +187,7 @@ def render(
         row.name: {
             seed: summary
             for seed, summary in found.get(digests[row.name], {}).items()
-            if rows.wanted_split(row, seed) == summary.get("split_seed", seed)
+            if has_split_of(row, summary)
         }
         for row in sweep.rows
     }

@@ -259,9 +259,8 @@ class Sweeper:
             for seed in row.seeds:
                 summary = results.read_json(self._place(row, seed) / "summary.json")
                 # A row may have been changed since.
-                mine = self._configs[row.name, seed]
-                same = summary.get("split_seed", seed) == mine.data.split_seed
-                if same and summary.get("config_digest") == rows.digest(mine):
+                digest = rows.digest(self._configs[row.name, seed])
+                if summary.get("config_digest") == digest and results.has_split_of(row, summary):
                     found.setdefault(row.name, {})[seed] = summary
         lines = list(results.lines(self._sweep, found).values())
         table = tables.readable(lines).markdown()

@@ -94,3 +94,14 @@ def steps_per_epoch(labeled: int, unlabeled: int, batch_size: int, mu: int) -> i
     return max(
         math.ceil(labeled / batch_size), math.ceil(unlabeled / (mu * batch_size)) if mu else 0
     )
+
+
+def steps_a_call(per_epoch: int, most: int = 32) -> int:
+    """K for a GPU or TPU: a divisor of an epoch's steps near 16, or 16; `most` is the largest.
+
+    With a divisor all calls are of one length, and one program is compiled instead of two.
+    """
+    wanted = min(16, most)
+    divisors = [k for k in range(1, min(most, 32) + 1) if per_epoch % k == 0]
+    best = min(divisors, key=lambda k: abs(k - wanted))
+    return best if 2 * best >= wanted else wanted

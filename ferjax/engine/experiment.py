@@ -36,17 +36,6 @@ log = logging.getLogger("ferjax")
 STREAMED_BYTES = 2**26  # of images that a call takes from one process, if it is of several steps
 
 
-def steps_a_call(per_epoch: int, most: int = 32) -> int:
-    """K for a GPU or TPU: a divisor of an epoch's steps near 16, or 16; `most` is the largest.
-
-    With a divisor all calls are of one length, and one program is compiled instead of two.
-    """
-    wanted = min(16, most)
-    divisors = [k for k in range(1, min(most, 32) + 1) if per_epoch % k == 0]
-    best = min(divisors, key=lambda k: abs(k - wanted))
-    return best if 2 * best >= wanted else wanted
-
-
 class Experiment:
     """One run, ready to be trained.
 
@@ -321,11 +310,11 @@ class Experiment:
         if self.layout.platform == "cpu":
             return 1
         if not self.streamed:
-            return steps_a_call(self.per_epoch)
+            return batches.steps_a_call(self.per_epoch)
         # Several calls' images are under way at a time.
         images = sum(b.size for b in self.batches.values()) // self.layout.processes
         step_bytes = images * math.prod(self.dataset.splits["train"].images.shape[1:])
-        return steps_a_call(self.per_epoch, max(1, STREAMED_BYTES // step_bytes))
+        return batches.steps_a_call(self.per_epoch, max(1, STREAMED_BYTES // step_bytes))
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the state after `step` steps is scored."""
