@@ -102,7 +102,9 @@ def base() -> ConfigDict:
                 "clean": "none",  # of training: none | leaks: no copies of test images | strict
                 "labels": "hard",  # hard | ferplus7 or ferplus8 (votes) | these with _majority
                 "ferplus_source": "",  # fer2013new.csv; else FERPLUS_SOURCE; else downloaded
-                "sampling": "uniform",  # of labelled images: uniform | balanced: classes in turn
+                # Of labelled images: uniform | balanced, each class equally often: so are then the
+                # shares that adamatch, remixmatch and softmatch's alignment=labeled align to.
+                "sampling": "uniform",
                 "illumination": "none",  # none | equalize | clahe | standardize (each view)
                 "pipeline": "auto",  # auto | device: images in its memory | stream: from disk
                 "workers": -1,  # processes that read a stream; 0: threads; -1: half the cores

@@ -141,7 +141,7 @@ def read_folder(
     Raises:
       UserError: there is no such folder, it has a folder that is no class, or no picture.
     """
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if not root.is_dir():
         raise UserError(f"--folder={folder} is not a folder")
     place = {name.casefold(): index for index, name in enumerate(classes)}

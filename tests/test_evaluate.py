@@ -105,7 +105,9 @@ def test_an_ensemble_is_a_teacher(runs, data_dir):
     assert teacher.labeled_rows.tolist() == labeled  # both have learnt from these
 
     chosen = np.arange(0, len(train.rows), 3)
-    student = TrainingSet(train.rows[chosen], np.arange(5), data.class_names, data.digest)
+    student = TrainingSet(
+        train.rows[chosen], np.arange(5), np.arange(9), data.class_names, data.digest
+    )
     method = self_training.Algorithm(predictions=str(path))
     extra = {"targets": np.zeros((len(chosen), 7), np.float32)}
     found = method.read_extra(extra, student)["targets"]

@@ -69,12 +69,14 @@ class TrainingSet(NamedTuple):
     Attributes:
       rows: int32 [N], the official row of each image, ascending.
       labeled: int32 [n], positions of the labelled ones.
+      unlabeled: int32 [m], positions of those that are used without label.
       class_names: of the network.
       digest: of the data set; equal digests mean equal rows, labels and pixels.
     """
 
     rows: np.ndarray
     labeled: np.ndarray
+    unlabeled: np.ndarray
     class_names: tuple[str, ...]
     digest: str
 

@@ -111,6 +111,12 @@ class Algorithm(BaseAlgorithm):
                 f"{len(hidden):,}",
             )
         known = np.isin(train.rows, teacher.rows)
+        if not known[train.unlabeled].any():
+            raise UserError(
+                f"{where}: none of the images that this run uses without label has a prediction: a "
+                "teacher is asked about the images of train alone; label fewer of them "
+                "(config.data.labeled), or take a method that needs no teacher"
+            )
         if not known.all():
             log.warning(
                 "warning: %s training images have no prediction of the teacher and count as none",
@@ -145,6 +151,7 @@ class Algorithm(BaseAlgorithm):
             "loss_labeled": mean_metric(ce_labeled, labeled.weight),
             "loss_unlabeled": mean_metric(ce_unlabeled, unlabeled.weight),
             "train_accuracy": accuracy_metric(logits, labeled.target),
-            **unlabeled_metrics(q, unlabeled.target, mask),
+            # An image without a prediction is none that was judged rightly or wrongly.
+            **unlabeled_metrics(q, unlabeled.target * (surest > 0)[:, None], mask),
         }
         return loss, metrics, extra

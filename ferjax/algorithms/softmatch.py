@@ -66,6 +66,8 @@ class Algorithm(BaseAlgorithm):
 
     def __post_init__(self) -> None:
         check_fields(self, sigmas=1e6, lambda_u=1e6, decay=1, temperature=1e6)
+        if not self.sigmas:
+            raise UserError("config.algorithm.sigmas=0: it must be above 0")
         if self.alignment not in ("uniform", "labeled", "none"):
             raise UserError(
                 f"config.algorithm.alignment={self.alignment}: use uniform, labeled or none"
@@ -103,7 +105,8 @@ class Algorithm(BaseAlgorithm):
         now = {"mean": jnp.mean(everywhere), "variance": jnp.var(everywhere, ddof=ddof)}
         extra |= {name: moving_average(extra[name], now[name], self.decay) for name in now}
         below = jnp.minimum(confidence - extra["mean"], 0.0)
-        weight = jnp.exp(-(self.sigmas**2) * below**2 / (2 * extra["variance"]))
+        variance = jnp.maximum(extra["variance"], jnp.finfo(q.dtype).tiny)  # decay=0 can make it 0
+        weight = jnp.exp(-(self.sigmas**2) * below**2 / (2 * variance))
 
         ce_labeled = cross_entropy(logits, labeled.target)
         ce_unlabeled = cross_entropy(strong, hard_or_sharp(weak, self.temperature)) * weight

@@ -6,15 +6,15 @@ voters call not a face, the class table, brightness and contrast. Writes `audit/
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from ferjax.command import run
-from ferjax.config import UserError, write_json
+from ferjax.config import UserError, write_json, write_whole
 from ferjax.data import arrays, audit_sheet, duplicates, ferplus
+from ferjax.workdir import reason, workdir_path, write_errors
 
 TRAIN = "train"
 MIN_LINES = 4  # constant rows or columns from which an image counts as padded
@@ -58,14 +58,14 @@ def main() -> None:
         raise UserError(f"--data.ferplus_source={named}: FER+ has votes on fer2013 only")
     started = time.monotonic()
     report = audit(data, given.threshold, votes)
-    directory = Path(given.workdir or ".") / "audit"
+    directory = workdir_path(given.workdir or ".") / "audit"
     page = audit_sheet.sheet(report, data, given.pictures)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "audit.json", report)
-        (directory / "audit.html").write_text(page)
-    except OSError as error:
-        raise UserError(f"{directory} can't be written: {error.strerror}") from None
+        write_whole(directory / "audit.html", page.encode())
+    except write_errors(directory) as error:
+        raise UserError(f"{directory} can't be written: {reason(error)}") from None
     print(table(report))
     seconds = time.monotonic() - started
     print(f"\n{seconds:.1f} s; written to {directory / 'audit.json'} and audit.html")

@@ -61,8 +61,9 @@ class Batches:
 class BalancedBatches(Batches):
     """Batches that show each class equally often.
 
-    Place p of the stream belongs to class p mod K of the K that have images, and takes the next
-    image of that class's own stream. So a class's images are seen once before any of them is seen
+    K places in a row belong to the K classes that have images, in an order of their own, so that
+    no part of a batch taken at equal distances holds some classes only. Each place takes the next
+    image of its class's own stream: a class's images are seen once before any of them is seen
     again, those of small classes more often than the others'.
 
     Args:
@@ -75,14 +76,17 @@ class BalancedBatches(Batches):
         self, members: np.ndarray, labels: np.ndarray, size: int, seed: int, stream: str
     ) -> None:
         super().__init__(members, size, seed, stream)
+        present = np.unique(labels)
         self._classes = [
             Batches(self.members[labels == label], 1, seed, f"{stream}/{label}")
-            for label in np.unique(labels)
+            for label in present
         ]
+        # A pass over the classes' numbers is a round.
+        self._turns = Batches(np.arange(len(present)), 1, seed, f"{stream}/turns")
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """See `Batches.at`."""
-        rounds, turns = np.divmod(places, len(self._classes))
+        rounds, turns = places // len(self._classes), self._turns.at(places)
         batch = np.empty(len(places), np.int32)
         for turn, members in enumerate(self._classes):
             batch[turns == turn] = members.at(rounds[turns == turn])

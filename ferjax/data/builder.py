@@ -29,7 +29,7 @@ from ferjax.config import UserError
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIDE = 48  # pixels
 
-_STALE_AFTER = 3600.0  # seconds; a preparation takes well under a minute
+_STALE_AFTER = 3600.0  # seconds without a write
 
 
 class Face(NamedTuple):
@@ -58,7 +58,7 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
         raise UserError(
             f"config.data.data_dir={chosen}: prepared data is read from a disk, give a folder"
         )
-    return Path(chosen).expanduser()
+    return Path(os.path.expanduser(chosen))
 
 
 def split_digest(rows: np.ndarray, labels: np.ndarray, images: np.ndarray) -> str:
@@ -95,7 +95,7 @@ def damaged(path: str | os.PathLike[str], error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
         f"the prepared data in {os.fspath(path)} is damaged ({reason[:160]}): delete this folder "
-        "and prepare again (python -m ferjax.data.prepare)"
+        "and prepare again (python -m ferjax.data.prepare --dataset=NAME, or the same command)"
     )
 
 
@@ -107,10 +107,20 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
     been checked. The system drops the lock when its holder dies.
     """
     name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
-    lock = Path(tempfile.gettempdir()) / f"ferjax-prepare-{os.getuid()}-{name}.lock"
-    with lock.open("w") as handle:
+    try:
+        lock = os.path.join(tempfile.gettempdir(), f"ferjax-prepare-{os.getuid()}-{name}.lock")
+        # The folder is everybody's: a link that someone else put there is not followed.
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"no lock can be made in the folder for temporary files ({error}): set TMPDIR to "
+            "another one"
+        ) from None
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -149,7 +159,7 @@ class ArrayBuilder(
         except (OSError, ValueError, ParseError) as error:
             # TFDS reads what lies in the version's folder last; before that nothing is damaged.
             path = getattr(self, "_data_dir", None)
-            if path and Path(path).exists():
+            if path and os.path.exists(path):
                 raise damaged(path, error) from error
             raise
         self._faces: Mapping[str, Sequence[Face]] = {}
@@ -178,7 +188,7 @@ class ArrayBuilder(
 
     def is_prepared(self) -> bool:
         """Whether the records lie under the data directory."""
-        return self.data_path.exists()
+        return os.path.exists(self.data_path)  # False where a folder above it can't be read
 
     def download_and_prepare(self, **kwargs: Any) -> None:
         """TFDS's method; the whole source is read and checked before anything is written.
@@ -233,8 +243,12 @@ class ArrayBuilder(
         """Removes what a killed preparation left beside this version's folder."""
         path = Path(self.data_path)
         for left in path.parent.glob(f"incomplete.*_{path.name}"):
-            if time.time() - left.stat().st_mtime > _STALE_AFTER:
-                shutil.rmtree(left, ignore_errors=True)
+            # Another machine that shares the folder may finish, and rename, one at this moment.
+            with contextlib.suppress(OSError):
+                # A file that grows does not change its folder's time.
+                written = max(p.stat().st_mtime for p in (left, *left.iterdir()))
+                if time.time() - written > _STALE_AFTER:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _array_info(
         self,

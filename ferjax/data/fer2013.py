@@ -101,7 +101,7 @@ class Fer2013(ArrayBuilder):
         """The first config that lies prepared in the data directory, else the default."""
         names = [config.name for config in cls.BUILDER_CONFIGS]
         folder = data_folder(data_dir) / cls.name
-        prepared = [name for name in names if (folder / name / str(cls.VERSION)).exists()]
+        prepared = [name for name in names if os.path.exists(folder / name / str(cls.VERSION))]
         return (prepared or names)[0]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -126,7 +126,7 @@ class Fer2013(ArrayBuilder):
         with tempfile.TemporaryDirectory(prefix="ferjax-") as folder:
             path = Path(folder) / "fer2013.zip"
             log.info("downloading FER2013 from %s", self._url)
-            download(self._url, path, _INSTEAD)
+            download(self._url, path, _INSTEAD, "FER2013")
             return self._checked(sources.read(os.fspath(path), self._url), self._url)
 
     def _checked(self, faces: list[Face], where: str) -> dict[str, list[Face]]:
@@ -159,8 +159,14 @@ class Fer2013(ArrayBuilder):
 Builder = Fer2013
 
 
-def download(url: str, path: Path, instead: str) -> None:
-    """Fetches `url` into the file `path`, showing progress; `instead` is what else can be given.
+def download(url: str, path: Path, instead: str, title: str) -> None:
+    """Fetches `url` into the file `path`, showing progress.
+
+    Args:
+        url: what to fetch.
+        path: where to.
+        instead: what else can be given, for the error's line.
+        title: what it is, for the progress bar.
 
     Raises:
         UserError: there is nothing at `url`, or it is none.
@@ -169,7 +175,7 @@ def download(url: str, path: Path, instead: str) -> None:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply, path.open("wb") as file:
             size = int(reply.headers.get("Content-Length") or 0)
-            received = _copy(reply, file, size)
+            received = _copy(reply, file, size, f"downloading {title}")
         if size and received != size:
             raise OSError(f"the connection ended after {received:,} of {size:,} bytes")
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -184,9 +190,9 @@ def download(url: str, path: Path, instead: str) -> None:
         ) from error
 
 
-def _copy(reply: BinaryIO, file: BinaryIO, size: int) -> int:
+def _copy(reply: BinaryIO, file: BinaryIO, size: int, title: str) -> int:
     """Copies until the end; returns the number of bytes."""
-    settings = {"unit": "B", "unit_scale": True, "desc": "downloading fer2013", "disable": None}
+    settings = {"unit": "B", "unit_scale": True, "desc": title, "disable": None}
     with tqdm.wrapattr(file, "write", total=size or None, **settings) as target:
         shutil.copyfileobj(reply, target, 1 << 18)
     return file.tell()

@@ -93,17 +93,20 @@ def load(source: str = "", data_dir: str = "") -> Votes:
     if source := given(source):
         return read(source)
     path = data_folder(data_dir) / "ferplus" / "fer2013new.csv"
-    if path.exists():
+    if os.path.exists(path):
         return read(os.fspath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            fetched = Path(folder) / path.name
+            download(URL, fetched, f"a copy of fer2013new.csv with {GIVE}", "FER+")
+            votes = read(os.fspath(fetched), URL)
+            os.replace(fetched, path)  # only once its content is known to be right
     except OSError as error:
-        raise UserError(f"{path.parent} can't be written: {error.strerror}") from None
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        fetched = Path(folder) / path.name
-        download(URL, fetched, f"a copy of fer2013new.csv with {GIVE}")
-        votes = read(os.fspath(fetched), URL)
-        os.replace(fetched, path)  # only once its content is known to be right
+        raise UserError(
+            f"{path.parent} can't be written ({error.strerror or error}): give another folder with "
+            f"TFDS_DATA_DIR, or a copy of the file with {GIVE}"
+        ) from None
     return votes
 
 
@@ -119,7 +122,7 @@ def read(source: str, label: str = "") -> Votes:
     """
     label = label or source
     try:
-        with Path(source).expanduser().open(newline="", encoding="utf-8-sig") as file:
+        with Path(os.path.expanduser(source)).open(newline="", encoding="utf-8-sig") as file:
             lines = [line for line in csv.reader(file) if line]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -94,7 +94,7 @@ def read(source: str, unlabeled: bool = False) -> Listing:
     Raises:
       UserError: it can't be read, or classes and splits don't fit together.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     found = _Found(source)
     try:
         if path.is_dir():
@@ -133,7 +133,8 @@ def _class_names(found: _Found, unlabeled: bool) -> tuple[str, ...]:
     by_folded: dict[str, str] = {}
     for name in sorted(every):
         if name != name.strip() or not name.isprintable():
-            raise UserError(f"{source}: the class name {name!r} has blanks around it: rename it")
+            what = "blanks around it" if name.isprintable() else "characters that can't be printed"
+            raise UserError(f"{source}: the class name {name!r} has {what}: rename it")
         other = by_folded.setdefault(name.casefold(), name)
         if other != name:
             raise UserError(
@@ -158,7 +159,7 @@ def _read_folder(top: Path, found: _Found, unlabeled: bool) -> None:
         for path, name in _files(top, "", found.skipped):
             found.add(path, name, "unlabeled", "")
         return
-    folders = {e.name: e.path for e in os.scandir(top) if e.is_dir() and not _hidden(e.name)}
+    folders = {e.name: e.path for e in os.scandir(top) if _is_folder(e) and not _hidden(e.name)}
     for name in sorted(set(folders) - set(SPLITS)):
         meant = name.casefold() if name.casefold() in SPLITS else _MEANT.get(name.casefold())
         if meant:
@@ -185,7 +186,7 @@ def _read_classes(top: Path, folder: str, found: _Found) -> None:
     for entry in sorted(os.scandir(top), key=lambda e: os.fsencode(e.name)):
         if _hidden(entry.name):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             found.skipped[f"{folder}/{entry.name}"] = "not in the folder of a class"
             continue
         # File systems write é in one of two ways; it is one class all the same.
@@ -222,14 +223,22 @@ def _files(
         below = f"{name}/{entry.name}" if name else entry.name
         if _hidden(entry.name):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(Path(entry.path), below, skipped, above | {here})
         elif os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             skipped[below] = "not named like a picture"
-        elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere counts as broken
+        elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere counts as broken
             yield entry.path, below
         else:
             skipped[below] = "not a file"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False, too, for a link that leads to itself or to where nothing may be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ than 1 % is an error. The prepared data lies under a name that ends in a key of 
 sizes and times of change, so that a folder that has changed is prepared anew.
 """
 
+import contextlib
 import itertools
 import json
 import logging
@@ -94,7 +95,7 @@ def parse(name: str) -> FolderConfig:
 class ImageFolder(ArrayBuilder):
     """TFDS builder `image_folder`."""
 
-    VERSION = tfds.core.Version("1.0.1")
+    VERSION = tfds.core.Version("1.0.2")
     RELEASE_NOTES = {  # noqa: RUF012 (TFDS's own attribute)
         "1.0.1": "Copies with another label are set aside together.",
         "1.0.0": "First version.",
@@ -171,10 +172,12 @@ class ImageFolder(ArrayBuilder):
         known = self.is_prepared()
         super().download_and_prepare(**kwargs)
         path = Path(self.data_path) / SKIPPED
-        if known and path.exists():
-            left = json.loads(path.read_text())
-            if left["broken"]:
-                log.info("%s pictures can't be read: see %s", f"{len(left['broken']):,}", path)
+        if known:
+            with contextlib.suppress(
+                OSError, ValueError, LookupError
+            ):  # it is there to be looked at
+                if broken := json.loads(path.read_text())["broken"]:
+                    log.info("%s pictures can't be read: see %s", f"{len(broken):,}", path)
 
     def collect(self) -> Mapping[str, Sequence[Face]]:
         """Reads every picture once, into a nameless file beside the data, and sorts out splits."""
@@ -236,7 +239,7 @@ class ImageFolder(ArrayBuilder):
         train = names == "train"
         if not self.builder_config.unlabeled:
             if not (names == "public_test").any():
-                aside = _held_out(np.flatnonzero(train), labels, read.hashes)
+                aside = _held_out(np.flatnonzero(train), labels, read)
                 names[aside] = "public_test"
                 log.info(
                     "no validation/: %s of %s training pictures (%g %% of each class, chosen by "
@@ -267,14 +270,18 @@ class ImageFolder(ArrayBuilder):
 Builder = ImageFolder
 
 
-def _held_out(train: np.ndarray, labels: np.ndarray, hashes: list[bytes]) -> np.ndarray:
-    """Positions of the share of each class whose hashes are smallest; copies stay together."""
+def _held_out(train: np.ndarray, labels: np.ndarray, read: spool.Read) -> np.ndarray:
+    """Positions of the share of each class whose files' hashes are smallest; copies stay together.
+
+    So the same pictures are held out in every size and colour.
+    """
+    hashes, of_files = read.hashes, read.file_hashes
     chosen: list[int] = []
     for label in np.unique(labels[train]):
         members = [int(i) for i in train if labels[i] == label]
         count = max(1, round(HELD_OUT_SHARE * len(members)))
-        last = sorted(hashes[i] for i in members)[count - 1]
-        smallest = [i for i in members if hashes[i] <= last]
+        last = sorted(of_files[i] for i in members)[count - 1]
+        smallest = [i for i in members if of_files[i] <= last]
         chosen += smallest if len(smallest) < len(members) else []
     # Copies with another label go with them: the network would be judged on what it has seen.
     aside = {hashes[i] for i in chosen}

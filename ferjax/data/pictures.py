@@ -22,6 +22,12 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | str:
     A picture of more than `MOST_PIXELS` is not decoded, whatever its file's size: reading takes a
     bounded amount of memory.
     """
+    size = declared_size(path)
+    return size if isinstance(size, str) else decode(path)
+
+
+def declared_size(path: str | os.PathLike[str]) -> int | str:
+    """How many pixels a picture's header says it has, or why it is not to be decoded."""
     if os.path.exists(path) and not os.path.isfile(path):
         return "not a file"
     try:
@@ -30,8 +36,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as header:  # reads no pixels
-                if math.prod(header.size) > MOST_PIXELS:
-                    return _TOO_LARGE
+                size = math.prod(header.size)
     except Image.DecompressionBombError:
         return _TOO_LARGE
     except OSError as error:
@@ -40,6 +45,11 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | str:
         return _NO_PICTURE
     except Exception:  # Pillow's readers raise many kinds for broken headers
         return _NO_PICTURE
+    return _TOO_LARGE if size > MOST_PIXELS else size
+
+
+def decode(path: str | os.PathLike[str]) -> np.ndarray | str:
+    """`read`, of a picture whose size is known to be fit."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:

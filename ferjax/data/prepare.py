@@ -55,12 +55,15 @@ def main() -> None:
     print(f"digest     {data.digest}\nstored in  {made.data_path}")
     if name.partition("/")[0] == "image_folder":
         source = given["data.source"].value or rest
-        given_by = f" --config.data.source={shlex.quote(source)}" if source else ""
         if "train" in data.splits:
-            print(f"to train   --config.data.name={name}{given_by}")
-        elif source:
+            keys = {"name": name, "source": source}
+        else:
             kind = "image_folder/detect" if made.builder_config.detect else "image_folder"
-            print(f"to train   --config.data.unlabeled_source={shlex.quote(f'{kind}:{source}')}")
+            keys = {"unlabeled_source": f"{kind}:{source}" if source else ""}
+        keys["data_dir"] = str(given["data.data_dir"].value)
+        words = [f"--config.data.{key}={shlex.quote(v)}" for key, v in keys.items() if v]
+        if "train" in data.splits or source:
+            print("to train  ", *words)
 
 
 def class_table(data: arrays.Dataset) -> str:

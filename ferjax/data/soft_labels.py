@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 from etils import epath
 
 from ferjax.config import UserError, write_whole
+
+# What NumPy and zipfile raise for a file that is none of theirs, or damaged.
+_BROKEN = (
+    *(KeyError, ValueError, TypeError, EOFError, AttributeError, MemoryError),
+    *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,11 @@ def read(path: epath.Path) -> SoftLabels:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in SoftLabels.__dataclass_fields__}
-    except (KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
+    except _BROKEN:
         raise UserError(f"{path} is not what ferjax.evaluate --keep_predictions writes") from None
     labels = SoftLabels(
         **{name: found[name] for name in ("rows", "probabilities", "labeled_rows")},

@@ -8,6 +8,7 @@ file, and the line or row, and says how to mend it.
 
 import abc
 import csv
+import os
 import re
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ GIVE = "--config.data.source= (in ferjax.data.prepare: --data.source=) or FER201
 _MEMBER = re.compile(r"(.*/)?(?:train|validation)/([^/]+)/([^/]+)\.jpe?g", re.IGNORECASE)
 _LAYOUT = "train/<class>/<row>.jpg and validation/<class>/<row>.jpg"
 _LEVELS = {str(level): level for level in range(256)}
+_MOST_BYTES = 2**16  # of one image's file; the largest has 2,300
 _WRAPPERS = 2  # folders around train/ and validation/ that are looked through
 
 
@@ -40,7 +42,7 @@ def kind(source: str) -> str:
     Raises:
         UserError: it does not exist, cannot be read, or is neither.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         if path.is_dir():
             return "jpeg"
@@ -74,7 +76,7 @@ def read(source: str, label: str = "") -> list[Face]:
         UserError: anything about it is wrong; nothing has been written.
     """
     label = label or source
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         faces = _read_csv(path, label) if kind(source) == "csv" else _read_tree(path, label)
     except OSError as error:
@@ -129,7 +131,8 @@ class _Folder(_Tree):
         return found
 
     def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+        with (self._path / name).open("rb") as file:
+            return file.read(_MOST_BYTES + 1)
 
 
 class _Zip(_Tree):
@@ -156,7 +159,8 @@ class _Zip(_Tree):
 
     def read(self, name: str) -> bytes:
         try:
-            return self._zip.read(name)
+            with self._zip.open(name) as file:
+                return file.read(_MOST_BYTES + 1)
         # RuntimeError: encrypted; NotImplementedError: a compression unknown to zipfile.
         except (
             zipfile.BadZipFile,
@@ -221,6 +225,8 @@ def _read_tree(path: Path, label: str) -> list[Face]:
 
 def _decode_jpeg(encoded: bytes, where: str) -> np.ndarray:
     """A JPEG as uint8 [48, 48]; a cut one is refused, which OpenCV would fill with grey."""
+    if len(encoded) > _MOST_BYTES:
+        raise UserError(f"{where} has more than {_MOST_BYTES:,} bytes: get a fresh copy")
     if not encoded.startswith(b"\xff\xd8"):
         raise UserError(f"{where} is not a JPEG file: get a fresh copy")
     if not encoded.endswith(b"\xff\xd9"):

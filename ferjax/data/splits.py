@@ -41,8 +41,8 @@ def make(
 
     `labeled` is "all", a share "30%" (of n images, floor(share n) are labelled), a total count
     "2870", or a count for each class "25/class". Shares and totals are stratified: each class
-    gets its proportional number, rounded by largest remainders (ties: the lower class first), at
-    least as far as the total allows. The same seed gives nested subsets of each class.
+    gets its proportional number, rounded by largest remainders (ties: the lower class first), which
+    may be none of a rare class. The same seed gives nested subsets of each class.
 
     Args:
       config: keys `labeled`, `unlabeled`, `split_seed`, `split_file`.

@@ -6,6 +6,7 @@ So what a set holds is known before any of it is written, and it need not fit in
 import collections
 import contextlib
 import hashlib
+import mmap
 import os
 import stat
 import tempfile
@@ -28,6 +29,7 @@ from ferjax.data.folders import Picture
 
 _CHUNK = 16  # pictures that a thread works off at a time
 _MOST_THREADS = 16  # what waits for its turn takes memory
+_LARGE = 2**25  # pixels; of pictures with more, one is in memory at a time
 
 Shape = tuple[int, int, int]
 
@@ -39,6 +41,7 @@ class Read:
     Attributes:
       kept: those that could be read, in their order.
       hashes: sha256 of each one's pixels.
+      file_hashes: sha256 of each one's file, the same in whatever form the pixels are wanted.
       file: the pixels, uint8 [len(kept), H, W, C]; it has no name and is gone with this process.
       broken: the others' names -> what is wrong.
       without_face: names of those in which a face was looked for and none found.
@@ -46,6 +49,7 @@ class Read:
 
     kept: list[Picture]
     hashes: list[bytes]
+    file_hashes: list[bytes]
     file: IO[bytes]
     broken: dict[str, str]
     without_face: list[str]
@@ -66,7 +70,8 @@ def read(files: Sequence[Picture], shape: Shape, *, detect: bool, folder: Path, 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        done = Read([], [], tempfile.TemporaryFile(dir=folder), {}, [])  # noqa: SIM115 (handed on)
+        pixels_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (handed on)
+        done = Read([], [], [], pixels_file, {}, [])
         work = _Reader(shape, detect)
         with _silent_opencv(), tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
             for picture, result in zip(files, in_order(work, files), strict=True):
@@ -74,8 +79,9 @@ def read(files: Sequence[Picture], shape: Shape, *, detect: bool, folder: Path, 
                 if isinstance(result, str):
                     done.broken[picture.name] = result
                     continue
-                pixels, found = result
+                pixels, file_hash, found = result
                 done.file.write(pixels.data)
+                done.file_hashes.append(file_hash)
                 done.hashes.append(hashlib.sha256(pixels.data).digest())
                 done.kept.append(picture)
                 if not found:
@@ -129,13 +135,25 @@ class _Reader:
     shape: Shape
     detect: bool
     _local: threading.local = field(default_factory=threading.local)
+    _large: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, picture: Picture) -> tuple[np.ndarray, bool] | str:
-        """The pixels, and whether a face was found if one was looked for; or what is wrong."""
-        why = _unfit(picture.path)
-        whole = why or pictures.read(picture.path)
+    def __call__(self, picture: Picture) -> tuple[np.ndarray, bytes, bool] | str:
+        """Pixels, the file's sha256 and whether a face was found, if one was wanted; or why not."""
+        size = _unfit(picture.path) or pictures.declared_size(picture.path)
+        if isinstance(size, str):
+            return size
+        with self._large if size > _LARGE else contextlib.nullcontext():
+            return self._read(picture)
+
+    def _read(self, picture: Picture) -> tuple[np.ndarray, bytes, bool] | str:
+        whole = pictures.decode(picture.path)
         if isinstance(whole, str):
             return whole
+        try:
+            with open(picture.path, "rb") as file:
+                file_hash = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            return error.strerror or "can't be read"
         found = True
         if self.detect:
             if not hasattr(self._local, "cascade"):
@@ -145,7 +163,7 @@ class _Reader:
             if found:
                 x, y, w, h = boxes[0]
                 whole = whole[y : y + h, x : x + w]
-        return fit(whole, self.shape, picture.name), found
+        return fit(whole, self.shape, picture.name), file_hash, found
 
 
 def _unfit(path: str) -> str:
@@ -158,16 +176,34 @@ def _unfit(path: str) -> str:
             return "an empty file"
         if info.st_size > pictures.MOST_BYTES:
             return ""  # `pictures.read` says so
-        with open(path, "rb") as file:
-            content = file.read(2)
-            if content == b"\xff\xd8":  # the end of a JPEG alone is looked at
-                content += file.read()
-    except OSError as error:
-        return error.strerror or "can't be read"
-    # Some versions of OpenCV fill up a JPEG that ends early. Neither mark can be inside its scan.
-    if content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        return "a JPEG that ends early"
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            # Some versions of OpenCV fill up a JPEG that ends early.
+            if content[:2] == b"\xff\xd8" and content.find(b"\xff\xd9", _scan(content)) < 0:
+                return "a JPEG that ends early"
+    except (OSError, ValueError) as error:  # ValueError: emptied since
+        return getattr(error, "strerror", None) or "can't be read"
     return ""
+
+
+def _scan(jpeg: mmap.mmap) -> int:
+    """Where a JPEG's first scan begins, or where its segments stop being a JPEG's.
+
+    The end mark can't be inside a scan; in what stands before it (a thumbnail) it can, and behind
+    its end anything may follow (the film of a phone's "motion photo").
+    """
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:
+        length = int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        # 0xFF may be repeated before a marker; those from 0xD0 to 0xD7 and 1 have no length.
+        marker = jpeg[place + 1]
+        if marker == 0xFF:
+            place += 1
+        else:
+            place += 2 if marker == 0x01 or 0xD0 <= marker <= 0xD7 else 2 + length
+    return place
 
 
 def in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

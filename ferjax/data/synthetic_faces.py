@@ -1,8 +1,9 @@
 """`synthetic_faces`: drawn faces with the seven emotions, for a quick start and for tests.
 
 Every face is a function of `(SEED, row)` alone, so the set is the same on every machine with the
-same OpenCV drawing code. The emotion sets brows, eyes and mouth; everything else (proportions,
-pose, light, contrast, occlusion, noise, how strong the expression is) varies independently of it.
+same OpenCV (it draws) and the same NumPy (whose distributions may change with a release). The
+emotion sets brows, eyes and mouth; everything else (proportions, pose, light, contrast, occlusion,
+noise, how strong the expression is) varies independently of it.
 """
 
 from collections.abc import Mapping

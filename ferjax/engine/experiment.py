@@ -217,6 +217,7 @@ class Experiment:
         train = TrainingSet(
             rows=self.dataset.splits["train"].rows,
             labeled=self.subsets.labeled,
+            unlabeled=self.subsets.unlabeled,
             class_names=self.class_names,
             digest=self.dataset.digest,
         )

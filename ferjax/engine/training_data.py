@@ -54,19 +54,16 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
     rooms = {"device": float("inf"), "stream": -1.0, "auto": layout.room() / beside}
     room = processes.least(rooms[data.pipeline])  # hosts' memories may differ
     tests = TEST_SPLITS if data.clean != "none" else (SELECTION_SPLIT,)  # as far as there
-    dataset = processes.once_per_host(
-        lambda: arrays.load(
-            data.name,
-            source=data.source,
-            data_dir=data.data_dir,
-            splits=("train", SELECTION_SPLIT),
-            optional=(*tests[1:], "unlabeled"),
-            room=room,
-        )
-    )
+    dataset, others, unlabeled_digest = _read(data, tests, room)
+    parts = [dataset.splits["train"], *others.values()]
+    resident = [isinstance(part.images, np.ndarray) for part in parts]
+    if any(resident) and not all(resident):
+        # Each process that reads ahead would get a copy of what is in memory.
+        dataset, others, unlabeled_digest = _read(data, tests, -1.0)
+    for source, split in others.items():
+        log.info("%s images without label from %s", f"{len(split):,}", source)
     own = dataset.splits["train"]
-    others, unlabeled_digest = _unlabeled(dataset, data, room)
-    train = arrays.join(own, *others)
+    train = arrays.join(own, *others.values())
     streamed = not isinstance(train.images, np.ndarray)
     if streamed and data.clean != "none":
         raise UserError(
@@ -90,6 +87,10 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
         dropped = {**dropped, "no_label": np.setdiff1d(nothing, known)}
     subsets = splits.make(data, train.labels, train.rows, dropped)
     _say_dropped(data, subsets.dropped, len(train))
+    counts = np.bincount(train.labels[subsets.labeled], minlength=len(class_names))
+    if not counts.all():
+        without = ", ".join(np.array(class_names)[counts == 0])
+        log.warning("warning: no labelled image of %s: the network will not know it", without)
     corrected = {
         name: replace(split, images=illumination.apply(split.images, data.illumination))
         for name, split in {**dataset.splits, "train": train}.items()
@@ -104,12 +105,24 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
     )
 
 
-def _unlabeled(
-    dataset: arrays.Dataset, data: Any, room: float
-) -> tuple[Sequence[arrays.Split], str]:
-    """The images that have no label: those of the data set, and those from elsewhere."""
+def _read(
+    data: Any, tests: Sequence[str], room: float
+) -> tuple[arrays.Dataset, dict[str, arrays.Split], str]:
+    """The data set, the images that have no label by where they are from, and those' digest."""
+    dataset = processes.once_per_host(
+        lambda: arrays.load(
+            data.name,
+            source=data.source,
+            data_dir=data.data_dir,
+            splits=("train", SELECTION_SPLIT),
+            optional=(*tests[1:], "unlabeled"),
+            room=room,
+        )
+    )
     train, digest = dataset.splits["train"], ""
-    found = {data.source: dataset.splits.pop("unlabeled")} if "unlabeled" in dataset.splits else {}
+    found = {}
+    if "unlabeled" in dataset.splits:
+        found[data.source or data.name] = dataset.splits.pop("unlabeled")
     if data.unlabeled_source:
         shape = train.images.shape[1:]
         left = room - sum(int(np.prod(s.images.shape)) for s in (train, *found.values()))
@@ -120,9 +133,7 @@ def _unlabeled(
         )
         digest = other.digest
         found[data.unlabeled_source] = other.splits["unlabeled"]
-    for source, split in found.items():
-        log.info("%s images without label from %s", f"{len(split):,}", source)
-    return list(found.values()), digest
+    return dataset, found, digest
 
 
 def _say_dropped(data: Any, counts: dict[str, int], total: int) -> None:

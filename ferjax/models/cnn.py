@@ -137,8 +137,11 @@ def _parse_entry(i: int, text: str) -> Entry:
         count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise UserError(f"{where}: {word} takes {count} numbers, not {len(numbers)}")
     low = 0 if word in REAL or word == "pad" else 1
-    if any(n < low for n in numbers) or ("dropout" in word and numbers[0] >= 1):
+    fits = all(low <= n < math.inf for n in numbers)  # a NaN is neither
+    if not fits or ("dropout" in word and numbers[0] >= 1):
         raise UserError(f"{where}: {numbers} is out of range")
+    if {"same", "valid"} <= flags:
+        raise UserError(f"{where}: same and valid exclude each other")
     return word, tuple(numbers), flags
 
 
@@ -177,7 +180,7 @@ class Model(nn.Module):
             raise UserError(f"model.preset {self.preset!r}: choose one of {', '.join(PRESETS)}")
         check_ranges(
             bn_momentum=(self.bn_momentum, 0, 1),
-            bn_epsilon=(self.bn_epsilon, 0, math.inf),
+            bn_epsilon=(self.bn_epsilon, 1e-12, math.inf),
         )
         self.texts = tuple(self.layers) or PRESETS[self.preset]
         self.entries = parse(self.texts)

@@ -87,7 +87,7 @@ class Model(nn.Module):
             width=(self.width, 1, math.inf),
             dropout=(self.dropout, 0, 1),
             bn_momentum=(self.bn_momentum, 0, 1),
-            bn_epsilon=(self.bn_epsilon, 0, math.inf),
+            bn_epsilon=(self.bn_epsilon, 1e-12, math.inf),
         )
         norm = {
             "axis_name": self.axis_name,

@@ -77,8 +77,8 @@ def teacher(tmp_path, **changes):
 
 
 def student(rows, labeled=6, digest="d", names=NAMES):
-    labeled = np.arange(labeled, dtype=np.int32)
-    return TrainingSet(np.asarray(rows, np.int32), labeled, names, digest)
+    every = np.arange(len(rows), dtype=np.int32)
+    return TrainingSet(np.asarray(rows, np.int32), every[:labeled], every, names, digest)
 
 
 def test_targets_are_found_by_row(tmp_path, caplog):
@@ -109,6 +109,7 @@ def test_what_does_not_fit_gets_one_line(tmp_path):
         (self_training.Algorithm("x/y.npz"), student([0, 2]), "evaluate --keep_predictions writes"),
         (method, student([0, 2], digest="e"), "of other images"),
         (method, student([0, 2], names=NAMES[::-1]), "the classes are a, b"),
+        (method, student([2**30, 2**30 + 1]), "none of the images that this run uses without"),
     ):
         with pytest.raises(UserError, match=message) as error:
             who.read_extra(extra, of)

@@ -16,6 +16,7 @@ from PIL import Image
 from ferjax.config import UserError
 from ferjax.data import arrays, folders, image_folder, spool
 
+VERSION = str(image_folder.ImageFolder.VERSION)
 ALL = ("private_test", "unlabeled")
 
 
@@ -44,7 +45,7 @@ def load(source, data_dir, name="image_folder/8"):
 
 
 def skipped(data_dir):
-    (path,) = Path(data_dir).glob("image_folder/*/1.0.1/skipped.json")
+    (path,) = Path(data_dir).glob(f"image_folder/*/{VERSION}/skipped.json")
     return json.loads(path.read_text())
 
 
@@ -125,6 +126,20 @@ def test_without_validation_a_share_is_set_aside_by_content(tmp_path, caplog):
         (top / f"train/a/{number}.png").rename(top / f"train/a/{99 - number}.jpg")
     again = load(top, tmp_path / "tfds").splits["public_test"]
     assert sorted(i.tobytes() for i in again.images) == sorted(i.tobytes() for i in test.images)
+
+
+def test_the_same_pictures_are_set_aside_in_every_form(tmp_path):
+    top = tmp_path / "faces"
+    for number in range(60):  # each of one grey, so that it is known in any size
+        path = top / f"train/{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 4 * number, np.uint8)).save(path)
+    aside = []
+    for form in ("8", "16_rgb", "12"):
+        test = load(top, tmp_path / "tfds", f"image_folder/{form}").splits["public_test"]
+        aside.append(sorted(test.images[:, 0, 0, 0].tolist()))
+    assert len(aside[0]) == 6
+    assert aside[0] == aside[1] == aside[2]
 
 
 def test_copies_with_another_label_are_set_aside_together(tmp_path):
@@ -240,6 +255,32 @@ def test_broken_pictures_are_listed_up_to_one_in_a_hundred(tmp_path, caplog, cap
     with pytest.raises(UserError, match=r"5 of 499 pictures can't be read, more than 1 %"):
         load(top, tmp_path / "other")
     assert not (tmp_path / "other/image_folder").exists()
+
+
+def test_a_jpeg_is_whole_whatever_stands_before_and_behind_its_scan(tmp_path):
+    """Phones append a film to a picture; a thumbnail has marks of its own."""
+    path = tmp_path / "0.jpg"
+    picture(path, 1, (40, 40))
+    whole = path.read_bytes()
+    tail = np.random.default_rng(0).bytes(300_000)
+    assert tail.rfind(b"\xff\xda") > tail.rfind(b"\xff\xd9") > 0
+    thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
+    for content in (whole, whole + tail, whole[:2] + thumbnail + whole[2:]):
+        path.write_bytes(content)
+        assert spool._unfit(str(path)) == ""
+    for content in (whole[:-2], whole[:200], whole[:2] + thumbnail + whole[2:-2], whole[:3]):
+        path.write_bytes(content)
+        assert spool._unfit(str(path)) == "a JPEG that ends early"
+
+
+def test_links_that_lead_to_themselves_are_broken_pictures(tmp_path):
+    top = make(tmp_path / "faces", {"train/happy": 480, "train/sad": 15})
+    (top / "train/happy/loop.png").symlink_to("loop.png")
+    (top / "train/around").symlink_to("around")
+    load(top, tmp_path / "tfds")
+    report = skipped(tmp_path / "tfds")
+    assert report["broken"] == {"train/happy/loop.png": "Too many levels of symbolic links"}
+    assert report["skipped"] == {"train/around": "not in the folder of a class"}
 
 
 def moved(old, new):
@@ -381,7 +422,7 @@ def test_killed_in_the_middle(tmp_path):
     os.utime(left, (0, 0))  # long ago: no other machine is still writing there
     assert len(load(top, tmp_path / "tfds").splits["train"]) == 5
     names = {p.name for p in (tmp_path / "tfds").rglob("*") if p.is_dir()}
-    ours = {"image_folder", second_path(top), "1.0.1"}
+    ours = {"image_folder", second_path(top), VERSION}
     assert names == {*ours, ".config", "downloads", "extracted"}  # three of TFDS's own
 
 
@@ -416,7 +457,8 @@ def test_the_command_takes_the_short_form(tmp_path):
     assert "image_folder/8_grey_detect-" in done.stdout
     assert "happy  sad  all" in done.stdout
     last = done.stdout.splitlines()[-1]
-    assert last.endswith(f"--config.data.name=image_folder/8_detect --config.data.source='{top}'")
+    keys = {"name": "image_folder/8_detect", "source": f"'{top}'", "data_dir": tmp_path / "tfds"}
+    assert last.endswith(" ".join(f"--config.data.{key}={value}" for key, value in keys.items()))
 
 
 def test_parse_and_form_agree():
