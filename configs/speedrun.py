@@ -1,8 +1,8 @@
 """Time to 70 % on private_test: all labels, one H100, 60 s at most.
 
     python -m ferjax.main --config=configs/speedrun.py
-    python -m ferjax.evaluate --workdir=runs/speedrun --split=private_test --tta=flip \\
-        --checkpoint=latest
+    python -m ferjax.evaluate --workdir=runs/speedrun --tta=flip
+    python -m ferjax.evaluate --workdir=runs/speedrun --split=private_test --tta=flip
     python -m ferjax.main --config=configs/speedrun.py:cpu   the same with a small network, untimed
 
 After airbench (Jordan 2024, arXiv:2404.00498): a small ResNet in bfloat16, large batches, a high

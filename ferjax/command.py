@@ -1,5 +1,6 @@
 """What all commands share: flags, ferjax's own log lines, and the exit status."""
 
+import errno
 import logging
 import re
 import sys
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,10 +18,15 @@ from ferjax.config import EXIT_OK, EXIT_USER_ERROR, UserError
 
 log = logging.getLogger("ferjax")
 
-# What a mistake in a config's file, or in a key that is looked up in it, is raised as.
-_IN_CONFIGS = (
+# What a mistake in a file of the user's code, or in a key that is looked up in it, is raised as.
+MISTAKES = (
     *(ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError),
     *(TypeError, ValueError),
+)
+# What the system says of a path that the user has to choose otherwise, or to open.
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+    errno.ENAMETOOLONG,
 )
 # Where frames of a traceback come from that are not the config's file.
 _LIBRARIES = (
@@ -60,8 +67,8 @@ def run(main: Callable[[], int | None]) -> None:
             _exit_with(str(error))
         except (flags.Error, OSError) as error:  # the latter: the config's file, with other keys
             _exit_with(_one_line(str(error)))
-        except _IN_CONFIGS as error:
-            _exit_with(_blame(error))
+        except MISTAKES as error:
+            _exit_with(blame(error))
         if len(rest) > 1:
             _exit_with(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest
@@ -71,6 +78,18 @@ def run(main: Callable[[], int | None]) -> None:
             status = main()
         except UserError as error:
             _exit_with(str(error), error.status)
+        except OSError as error:
+            if not error.filename or error.errno not in _REFUSED:
+                raise
+            _exit_with(f"{error.filename}: {error.strerror}")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _exit_with(
+                "the memory of the devices does not hold this: lower evaluate.batch_size in the "
+                "workdir's config.json, or set JAX_PLATFORMS=cpu "
+                f"({str(error).splitlines()[0][:200]})"
+            )
         sys.exit(status or EXIT_OK)
 
     app.run(guarded, flags_parser=parse)
@@ -89,8 +108,8 @@ def _one_line(text: str) -> str:
     return f"{' '.join(head.split())} {what} ({file}, line {line})"
 
 
-def _blame(error: Exception) -> str:
-    """What a config's file, or a key on the command line, is wrong with."""
+def blame(error: Exception) -> str:
+    """What one of `MISTAKES` says is wrong with a config's or sweep's file, or a key, and where."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     said = f"{type(error).__name__}: {_one_line(str(error))}"

@@ -77,7 +77,7 @@ def main() -> int:
     record, lines = _score(config, data, subject, contender, other)
     if jax.process_index():
         return configs.EXIT_OK
-    path = workdirs[0] / "eval" / f"{_file_name(subject, workdirs)}.json"
+    path = workdirs[0] / "eval" / f"{_file_name(subject, workdirs, data)}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if _private():
@@ -234,8 +234,8 @@ def _load(workdirs: Sequence[epath.Path]) -> Contender:
 
 def _compare_digests(contender: Contender, data: arrays.Dataset) -> None:
     for workdir in dict.fromkeys(contender.workdirs):
-        recorded = splits.recorded(workdir / "split.json").get("data_digest")
-        if recorded and recorded != data.digest:
+        recorded = _recorded(workdir, data.digest)
+        if recorded != data.digest:
             log.warning(
                 "warning: this data (%s) is not what the run was trained on (%s): the scores are "
                 "of this data",
@@ -243,12 +243,18 @@ def _compare_digests(contender: Contender, data: arrays.Dataset) -> None:
             )
 
 
+def _recorded(workdir: epath.Path, unknown: str) -> str:
+    """The digest of the data that a run was trained on."""
+    return splits.recorded(workdir / "split.json").get("data_digest") or unknown
+
+
 def _subject(
     config: FrozenConfigDict, data: arrays.Dataset | None, contender: Contender
 ) -> Subject:
     first = contender.members[0]
     if FLAGS.folder or data is None:
-        return read_folder(FLAGS.folder, first.classes, first.image_shape)
+        words = config.data.name.partition("/")[2].partition("-")[0].split("_")
+        return read_folder(FLAGS.folder, first.classes, first.image_shape, detect="detect" in words)
     names = label_sets(FLAGS.labels, config, first.classes)
     images = data.splits[FLAGS.split].images
     return Subject(
@@ -271,9 +277,13 @@ def _split_targets(
     )
 
 
-def _file_name(subject: Subject, workdirs: Sequence[epath.Path]) -> str:
-    """What is not the plain score of one run must not take the place of it."""
+def _file_name(
+    subject: Subject, workdirs: Sequence[epath.Path], data: arrays.Dataset | None
+) -> str:
+    """What is not the plain score of one run on its own data must not take the place of it."""
     parts = [subject.name]
+    if data and not FLAGS.folder and data.digest != _recorded(workdirs[0], data.digest):
+        parts.append(f"of_{data.digest[:12]}")
     if subject.targets[0].name in ferplus.SCORED:
         parts.append(subject.targets[0].name)
     if FLAGS.tta != "none":
@@ -290,7 +300,7 @@ def _file_name(subject: Subject, workdirs: Sequence[epath.Path]) -> str:
 def _keep(data: arrays.Dataset, subject: Subject, contender: Contender, outputs: Any) -> epath.Path:
     """Writes what the contender says of each image of the split, in process 0."""
     workdirs = list(dict.fromkeys(contender.workdirs))
-    path = workdirs[0] / "eval" / f"{_file_name(subject, workdirs)}_predictions.npz"
+    path = workdirs[0] / "eval" / f"{_file_name(subject, workdirs, data)}_predictions.npz"
     if jax.process_index() == 0:
         classes = contender.members[0].classes
         learnt = [splits.recorded(w / "split.json").get("labeled_rows", []) for w in workdirs]
@@ -301,8 +311,11 @@ def _keep(data: arrays.Dataset, subject: Subject, contender: Contender, outputs:
             data.digest,
             np.unique(np.concatenate(learnt)),
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soft_labels.save(labels, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soft_labels.save(labels, path)
+        except write_errors(path) as error:
+            raise UserError(f"{path} can't be written: {reason(error)}") from None
     return path
 
 

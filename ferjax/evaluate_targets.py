@@ -1,8 +1,8 @@
 """What `ferjax.evaluate` scores: a split by one or more sets of labels, or a folder of faces."""
 
+import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ferjax.config import UserError
-from ferjax.data import arrays, faces, ferplus, pictures
+from ferjax.data import arrays, ferplus, pictures, spool
+from ferjax.data.folders import Picture
+
+log = logging.getLogger("ferjax")
 
 LABELS = ("own", "fer2013", *ferplus.SCORED, "both")
 
@@ -128,15 +131,20 @@ def ferplus_source(config: FrozenConfigDict, source: str) -> str:
 
 
 def read_folder(
-    folder: str, classes: tuple[str, ...], image_shape: tuple[int, int, int]
+    folder: str,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    *,
+    detect: bool = False,
 ) -> Subject:
-    """A user's own faces, `folder/<class>/*.jpg`, read as `ferjax.predict` reads pictures.
+    """A user's own faces, `folder/<class>/*.jpg`, read as for training.
 
     Args:
       folder: with one folder for each class; the case of their names does not matter. A picture, of
         any size, in colour or grey, shows one face that fills it.
       classes: of the network.
       image_shape: (H, W, channels) of the images that the network was trained on.
+      detect: cut out the largest face of each picture first.
 
     Raises:
       UserError: there is no such folder, it has a folder that is no class, or no picture.
@@ -157,19 +165,18 @@ def read_folder(
             f"--folder={folder} holds no pictures: put them into folders named {', '.join(classes)}"
         )
 
-    def read(path: Path) -> np.ndarray | str:
-        picture = pictures.read(path)
-        return picture if isinstance(picture, str) else faces.fit(picture, image_shape, str(path))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without Python's lock
-        results = list(pool.map(read, (path for path, _ in found)))
-    images, labels, skipped = [], [], []
-    for (path, label), made in zip(found, results, strict=True):
+    read = spool.Reader(image_shape, detect)
+    files = [Picture(str(path), str(path), "", label) for path, label in found]
+    images, labels, skipped, without = [], [], [], 0
+    for file, made in zip(files, spool.in_order(read, files), strict=True):
         if isinstance(made, str):
-            skipped.append({"image": str(path), "error": made})
+            skipped.append({"image": file.path, "error": made})
         else:
-            images.append(made)
-            labels.append(label)
+            images.append(made[0])
+            labels.append(file.label)
+            without += not made[2]
+    if without:
+        log.info("no face found in %s of %s pictures: these are taken whole", without, len(images))
     if not images:
         raise UserError(f"--folder={folder}: no picture can be read, such as {found[0][0]}")
     target = Target("own", classes, np.arange(len(images)), np.array(labels, np.int32))

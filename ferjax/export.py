@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from functools import reduce
 from importlib.util import find_spec
@@ -64,6 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "The file; empty: model.<format> in the run's directory.")
     flags.DEFINE_string("checkpoint", "best", "best (on public_test), latest, or a step.")
     flags.DEFINE_string("weights", "ema", "ema or raw.")
+    flags.DEFINE_string("licence", "", "Of the weights, for their card: such as Apache-2.0.")
     flags.DEFINE_string("data.data_dir", "", "Where prepared data is, if not as recorded.")
     runtime.define_flags()
 
@@ -271,18 +273,18 @@ def _gathered() -> Weights:
         weights=FLAGS.weights,
         data_dir=FLAGS["data.data_dir"].value or "",
     )
-    if found.facts:
-        return found
-    facts = model_card.gather(
-        epath.Path(FLAGS.workdir), found, checkpoint=FLAGS.checkpoint, kind=FLAGS.weights
+    facts = found.facts or model_card.gather(
+        workdir_path(FLAGS.workdir), found, checkpoint=FLAGS.checkpoint, kind=FLAGS.weights
     )
+    if FLAGS.licence:
+        facts = {**facts, "licence": FLAGS.licence}
     return dataclasses.replace(found, facts=facts)
 
 
 def _output() -> epath.Path:
     suffix = SUFFIXES[FLAGS.format]
     if FLAGS.output:
-        output = epath.Path(FLAGS.output)
+        output = epath.Path(os.path.expanduser(FLAGS.output))
         if output.suffix != suffix:
             raise UserError(f"--output={FLAGS.output}: the name must end with {suffix}")
         return output

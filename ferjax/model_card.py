@@ -130,7 +130,8 @@ def text(weights: Weights) -> str:
     if clean.get("accuracy") is not None:
         copies += f" Without those images: {_share(clean)}."
     about = {"fer2013": _FER2013.format(copies=copies), "synthetic_faces": _SYNTHETIC}
-    licence = "The weights and the code are under Apache-2.0. " + (
+    unsaid = "not said: whoever trained them has to (`ferjax.export --licence=`)"
+    licence = f"These weights: {f.get('licence', unsaid)}. ferjax itself is under Apache-2.0. " + (
         "FER2013 came out under the terms of a Kaggle competition, for research and education; its "
         "pictures belong to their owners, and none is in this file. Whether weights trained on "
         "such pictures may be used for other ends is not settled."
@@ -164,6 +165,12 @@ def _training(weights: Weights) -> str:
             f"split_seed {f['split_seed']}, digest {str(split.get('digest'))[:12]}, data "
             f"{str(split.get('data_digest'))[:12]}."
         )
+    others = {
+        "Weights to start from": weights.config.init_from,
+        "Pictures without label, from elsewhere": data.unlabeled_source,
+        "Targets made by another network": weights.config.algorithm.get("predictions", ""),
+    }
+    lines += [f"- {what}: {where}." for what, where in others.items() if where]
     if data.labels != "hard" or data.clean != "none":
         lines.append(f"- Labels: {data.labels}; cleaning of the training images: {data.clean}.")
     lines.append(

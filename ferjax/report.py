@@ -19,6 +19,7 @@ from ferjax import model_card, runtime
 from ferjax.analysis import figures, scores
 from ferjax.command import run
 from ferjax.config import UserError
+from ferjax.data import splits
 from ferjax.engine import checkpoint
 from ferjax.load import load, load_data
 from ferjax.report_sections import SPLIT, Report, Scored
@@ -45,18 +46,21 @@ def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
     data_dir = FLAGS["data.data_dir"].value or ""
     which = FLAGS.checkpoint or "best"
     try:
-        trained = load(
-            absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir
-        )
+        checkpoint.choose(workdir, which)
     except UserError:
         if FLAGS.checkpoint:
             raise
         which = "latest"  # saved, but not evaluated yet
-        trained = load(
-            absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir
-        )
+    trained = load(absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
     source = FLAGS["data.source"].value or ""
     data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
+    own = splits.recorded(workdir / "split.json").get("data_digest", "")
+    if own and own != data.digest:
+        raise UserError(
+            f"{workdir}: the data there is now ({data.digest[:12]}) is not what the run was "
+            f"trained on ({own[:12]}): give that with --data.source= or --data.data_dir=; to score "
+            "the run on other pictures there is ferjax.evaluate"
+        )
     logits = trained.logits(data.splits[SPLIT].images)
     logits = scores.restrict(logits, trained.classes, data.class_names)
     return Scored(trained, which, FLAGS.weights, data, logits)

@@ -327,7 +327,8 @@ def _cpu() -> str:
 
 
 def _machine_text(machine: Mapping[str, Any]) -> str:
-    processor = f"{machine['cores']} cores of {machine['cpu']}"
+    # Not the machine's cores: a run may have been given some of them.
+    processor = machine["cpu"]
     if not machine["devices"]:
         return f"{processor}, jax {machine['jax']}"
     if machine["device"] == "cpu":

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
+from ferjax.command import MISTAKES, blame
 from ferjax.config import UserError
 from ferjax.data import batches, fer2013, splits
 
@@ -141,10 +142,13 @@ def load(path: Path | str, *, cpu: bool = False) -> Sweep:
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"{path} is not a sweep file: for example configs/sweeps/label_ratio.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
-        raise UserError(f"{path} defines no get_sweep(cpu): it is not a sweep file")
-    sweep = module.get_sweep(cpu)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise UserError(f"{path} defines no get_sweep(cpu): it is not a sweep file")
+        sweep = module.get_sweep(cpu)
+    except MISTAKES as error:
+        raise UserError(f"{path}: {blame(error)}") from None
     names = [row.name for row in sweep.rows]
     for row in sweep.rows:
         if not re.fullmatch(r"\w[\w.+-]*", row.name) or names.count(row.name) > 1:
@@ -278,6 +282,8 @@ def _finalize(row: Row, root: Path) -> FrozenConfigDict:
         return configs.finalize(configs.switch_modules(given, original))
     except UserError as error:
         raise UserError(f"row {row.name}: {error}") from None
+    except MISTAKES as error:
+        raise UserError(f"row {row.name}: {path}: {blame(error)}") from None
 
 
 def _updated(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

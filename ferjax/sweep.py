@@ -95,7 +95,7 @@ def _chosen(sweep: rows.Sweep) -> rows.Sweep:
         if FLAGS.quick:
             row = dataclasses.replace(row, published=None, source="", reach=None, beats="")
         if seeds:
-            row = dataclasses.replace(row, seeds=tuple(dict.fromkeys(map(int, seeds))))
+            row = dataclasses.replace(row, seeds=tuple(sorted(set(map(int, seeds)))))
         out.append(row)
     if FLAGS.quick:
         note = "Tried out for some steps on a few drawn faces: the figures mean nothing."

@@ -149,7 +149,7 @@ def _damaged(name: str, error: Exception) -> UserError:
 
 
 def _path(source: str | os.PathLike[str]) -> epath.Path:
-    path = epath.Path(PACKAGED.get(str(source), source))
+    path = epath.Path(os.path.expanduser(PACKAGED.get(str(source), source)))
     if not path.is_file():
         raise UserError(f"{path} is not there")
     return path

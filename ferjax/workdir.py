@@ -48,7 +48,7 @@ def workdir_path(text: str | os.PathLike[str]) -> epath.Path:
         role is missing.
     """
     if not is_remote(text):
-        return epath.Path(text)
+        return epath.Path(os.path.expanduser(text))
     bucket, _, name = os.fspath(text).removeprefix(REMOTE).partition("/")
     if not bucket or not name.strip("/"):
         raise UserError(f"{os.fspath(text)} names no folder in a bucket: give gs://BUCKET/PATH")

@@ -28,7 +28,13 @@ wrong() {
 }
 
 call() {
-  if [[ -n $dry_run ]]; then printf '%s\n' "$*"; else "$@"; fi
+  if [[ -z $dry_run ]]; then
+    "$@"
+  else
+    local words
+    printf -v words ' %q' "$@"
+    printf '%s\n' "${words:1}"
+  fi
 }
 
 # A process that was killed leaves libtpu's lock behind, one that hangs keeps the chips: both make the
@@ -99,11 +105,14 @@ PYTHON
 }
 
 run() {
-  local workdir=$1 words=()
+  local workdir=$1 words=() to=$script
+  [[ -z $dry_run ]] || to=/dev/stdout
   shift
   check "$workdir"
   free_tpu
-  # A script, not arguments of systemd-run: the service manager would expand $ and % in them.
+  # A script, not arguments of systemd-run: the service manager would expand $ and % in them. What
+  # --env gives may be a secret.
+  umask 077
   {
     printf '#!/usr/bin/env bash\n'
     while (($#)) && [[ $1 != -- ]]; do
@@ -114,7 +123,7 @@ run() {
     shift
     printf -v words ' %q' "$@"
     printf 'exec %q%s\n' "$venv/bin/python" "${words[0]}"
-  } >"$script"
+  } >"$to"
   call sudo systemctl reset-failed "$UNIT" 2>/dev/null || true
   call sudo systemctl stop "$UNIT" 2>/dev/null || true # one that finished still holds the name
   local properties=(
@@ -131,7 +140,7 @@ run() {
   call sudo systemd-run --quiet --unit="$UNIT" --uid="$(id -un)" --gid="$(id -gn)" \
     --working-directory="$code" --setenv=PYTHONUNBUFFERED=1 "${properties[@]/#/--property=}" \
     /bin/bash "$script"
-  say "started: $(tail -n 1 "$script")"
+  [[ -n $dry_run ]] || say "started: $(tail -n 1 "$script")"
 }
 
 # "ferjax-worker HOST STATE STATUS restarts=N"; STATE: none, running, restarting, done, stopped, failed.

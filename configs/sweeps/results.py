@@ -21,7 +21,8 @@ checkpoint with the highest accuracy of the EMA weights on public_test (3,589 im
 interval of one run at 55 % is +- 1.6), which is then scored on private_test, once. "clean" is
 private_test without the images that have an exact copy in train. "reached" compares the mean on
 private_test, or on public_test's best as long as private_test was not read. "on": C is run on two
-CPU cores, G waits for a GPU. One seed proves little.
+CPU cores, G waits for a GPU. "minutes" are those of training by the clock, whatever else ran. One
+seed proves little.
 
     python -m ferjax.sweep --sweep=configs/sweeps/results.py --only=ROW   runs a row
     python -m ferjax.results --collect=runs                               writes this file"""
@@ -73,6 +74,11 @@ def _few_labels() -> list[Row]:
             "algorithm.predictions": "runs/supervised_30/eval/train_flip_predictions.npz",
         },
     }
+    notes = {
+        "self_training_10": "one set of teachers, of seed 0, for all seeds (134 minutes more): the "
+        "deviation is the students' alone",
+        "self_training_30": "one teacher, supervised_30 of seed 0, for all seeds",
+    }
     rows = []
     for share in (10, 30):
         here = ("supervised", *COMPARED[share])
@@ -88,6 +94,7 @@ def _few_labels() -> list[Row]:
                     margin=3.0 if wanted and share == 10 else 0.0,
                     on="C" if method in here else "G",
                     section=section,
+                    note=notes.get(name, ""),
                     **wanted,
                 )
             )

@@ -87,11 +87,11 @@ class Line:
         best of public_test. Two lines are compared on the seeds that both have: a seed may have its
         own labelled images.
         """
-        line, other = self, self.beats
-        if other and not (self.scored or other.scored):
-            both = [s for s in self.seeds if self._has(s) and other._has(s)]
-            line, other = (dataclasses.replace(each, seeds=both) for each in (line, other))
         for what in ("private", "best"):
+            line, other = self, self.beats
+            if other and not (self.scored or other.scored):
+                both = [s for s in self.seeds if self._has(s, what) and other._has(s, what)]
+                line, other = (dataclasses.replace(each, seeds=both) for each in (line, other))
             mine = line.values(what)
             others = other.values(what) if other else []
             if not mine or (other and not others) or not self.target:
@@ -104,8 +104,8 @@ class Line:
             return enough
         return None
 
-    def _has(self, seed: int) -> bool:
-        return seed in self.runs and self.runs[seed]["state"] == "done"
+    def _has(self, seed: int, what: str) -> bool:
+        return bool(dataclasses.replace(self, seeds=[seed]).values(what))
 
     @property
     def state(self) -> str:

@@ -72,7 +72,7 @@ def read(files: Sequence[Picture], shape: Shape, *, detect: bool, folder: Path, 
         folder.mkdir(parents=True, exist_ok=True)
         pixels_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (handed on)
         done = Read([], [], [], pixels_file, {}, [])
-        work = _Reader(shape, detect)
+        work = Reader(shape, detect)
         with _silent_opencv(), tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
             for picture, result in zip(files, in_order(work, files), strict=True):
                 bar.update()
@@ -129,7 +129,7 @@ class Spooled(Sequence[Face]):
 
 
 @dataclass
-class _Reader:
+class Reader:
     """Brings a picture file to the wanted form, in any thread."""
 
     shape: Shape

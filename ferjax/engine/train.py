@@ -214,10 +214,8 @@ class _Trainer:
             *(SELECTION_SPLIT, 100 * self._best["accuracy"], self._best["step"] // run.per_epoch),
         )
         log.info("written to %s: config, split, metrics.jsonl, checkpoints, eval, logs", workdir)
-        evaluate = f"python -m ferjax.evaluate --workdir={workdir}"
-        if "private_test" in run.dataset.split_names:
-            evaluate += " --split=private_test"
-        log.info("next: %s", config.next_command or evaluate)
+        report = f"python -m ferjax.report --workdir={workdir}"
+        log.info("next: %s", config.next_command or report)
         return whole
 
 
