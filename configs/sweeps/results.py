@@ -75,9 +75,8 @@ def _few_labels() -> list[Row]:
         },
     }
     notes = {
-        "self_training_10": "one set of teachers, of seed 0, for all seeds (134 minutes more): the "
-        "deviation is the students' alone",
-        "self_training_30": "one teacher, supervised_30 of seed 0, for all seeds",
+        "self_training_10": "one set of teachers for all seeds, 134 minutes more",
+        "self_training_30": "one teacher for all seeds",
     }
     rows = []
     for share in (10, 30):
