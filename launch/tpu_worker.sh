@@ -105,25 +105,27 @@ PYTHON
 }
 
 run() {
-  local workdir=$1 words=() to=$script
-  [[ -z $dry_run ]] || to=/dev/stdout
+  local workdir=$1 text=$'#!/usr/bin/env bash\n' line
   shift
   check "$workdir"
   free_tpu
   # A script, not arguments of systemd-run: the service manager would expand $ and % in them. What
   # --env gives may be a secret.
   umask 077
-  {
-    printf '#!/usr/bin/env bash\n'
-    while (($#)) && [[ $1 != -- ]]; do
-      printf 'export %s=%q\n' "${1%%=*}" "${1#*=}"
-      shift
-    done
-    (($# > 1)) || wrong "nothing to run"
+  while (($#)) && [[ $1 != -- ]]; do
+    printf -v line 'export %s=%q\n' "${1%%=*}" "${1#*=}"
+    text+=$line
     shift
-    printf -v words ' %q' "$@"
-    printf 'exec %q%s\n' "$venv/bin/python" "${words[0]}"
-  } >"$to"
+  done
+  (($# > 1)) || wrong "nothing to run"
+  shift
+  printf -v line ' %q' "$@"
+  text+="exec $(printf %q "$venv/bin/python")$line"
+  if [[ -n $dry_run ]]; then
+    printf '%s\n' "$text"
+  else
+    printf '%s\n' "$text" >"$script"
+  fi
   call sudo systemctl reset-failed "$UNIT" 2>/dev/null || true
   call sudo systemctl stop "$UNIT" 2>/dev/null || true # one that finished still holds the name
   local properties=(

@@ -275,6 +275,7 @@ def test_evaluate_needs_only_the_workdir_and_the_data(finished, tmp_path):
         (["--config=configs/quickstart.py", "--config.data.labeled=all"], "no unlabelled image"),
         (["--config=configs/quickstart.py", "--config.batch_size=3"], "use 2 or 4"),
         (["--config=configs/quickstart.py", "--workdir=/dev/null/x"], "can't be written"),
+        (["--config=configs/quickstart.py", "--config.data.data_dir=/dev/null/x"], "/dev/null/x"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

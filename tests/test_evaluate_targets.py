@@ -1,5 +1,6 @@
 """What is scored: label sets of votes, folders of pictures, the images that probes see."""
 
+import logging
 from types import SimpleNamespace
 
 import cv2
@@ -12,7 +13,7 @@ from ferjax import evaluate_flags
 from ferjax.analysis import scores
 from ferjax.augment import corruptions
 from ferjax.config import UserError
-from ferjax.data import arrays, ferplus
+from ferjax.data import arrays, ferplus, spool
 from ferjax.evaluate_sections import Contender, calibrate, corrupted, ensemble, fresh, score
 from ferjax.evaluate_targets import (
     Target,
@@ -210,6 +211,23 @@ def test_a_folder_of_pictures(tmp_path):
         cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY), (8, 8), interpolation=cv2.INTER_AREA
     )
     np.testing.assert_array_equal(subject.images[0, ..., 0], small)
+
+
+def test_the_largest_face_is_cut_out_where_it_was_for_training(tmp_path, monkeypatch, caplog):
+    (tmp_path / "happy").mkdir()
+    large = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    cv2.imwrite(str(tmp_path / "happy" / "a.png"), large)
+    cv2.imwrite(str(tmp_path / "happy" / "b.png"), large[:20])
+    monkeypatch.setattr(
+        spool, "faces", lambda image, _: [[10, 4, 16, 16]] if len(image) == 32 else []
+    )
+    with caplog.at_level(logging.INFO, "ferjax"):
+        images = read_folder(str(tmp_path), SEVEN, (16, 16, 1), detect=True).images[..., 0]
+    np.testing.assert_array_equal(images[0], large[4:20, 10:26])
+    assert "no face found in 1 of 2 pictures" in caplog.text
+    whole = read_folder(str(tmp_path), SEVEN, (16, 16, 1)).images[..., 0]
+    assert (whole[0] != images[0]).any()
+    np.testing.assert_array_equal(whole[1], images[1])
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,17 @@ def test_what_is_wrong_gets_one_line(args, message, trained):
     assert "Traceback" not in done.stderr
 
 
+def test_other_data_than_the_run_was_trained_on_is_refused(trained, tmp_path):
+    """It may hold images of this run's train as public_test."""
+    other = shutil.copytree(trained, tmp_path / "run")
+    split = json.loads((other / "split.json").read_text())
+    (other / "split.json").write_text(json.dumps({**split, "data_digest": "0" * 64}))
+    done = ferjax("report", f"--workdir={other}")
+    assert done.returncode == 2
+    assert "is not what the run was trained on (000000000000)" in done.stderr
+    assert not (other / "report.html").exists()
+
+
 def test_in_a_browser_nothing_overflows(report, trained):
     """At both widths, light and dark; no error, no request but for the page."""
     api = pytest.importorskip("playwright.sync_api")

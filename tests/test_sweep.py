@@ -430,6 +430,8 @@ def test_wrong_flags(args, message, monkeypatch):
         ('Row("a/b", "c.py")', "names are unique"),
         ('Row("a", "c.py", seeds=())', "no seeds"),
         ('Row("a", "c.py", beats="b")', "which is no row"),
+        ('Row(nam="a")', r"x.py, line 3: TypeError: .*'nam'"),
+        ('Row("a", "c.py"', r"x.py, line 3: SyntaxError"),
     ],
 )
 def test_wrong_rows(changes, message, tmp_path):

@@ -65,6 +65,12 @@ def test_nothing_finished(runs, text):
     assert row.get("reached", "") == ""
 
 
+def test_reached_compares_the_seeds_whose_score_both_have():
+    base = Line("b", {s: run(0.5, private=p) for s, p in enumerate((0.50, 0.58, 0.60))}, (0, 1, 2))
+    runs = {0: run(0.5, private=0.52), 1: run(0.5), 2: run(0.5, state="cut")}
+    assert Line("a", runs, (0, 1, 2), beats=base).reached is True
+
+
 def test_reached_is_judged_on_private_test_once_it_was_read():
     base = Line("base", {0: run(0.50, private=0.52)}, (0,))
     for best, private, reach, margin, wanted in (

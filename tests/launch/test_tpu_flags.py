@@ -149,6 +149,25 @@ def test_dry_run_prints_what_gcloud_takes_and_runs_nothing(cloud, words, changes
         ]
 
 
+def test_dry_run_of_a_worker_writes_nothing_and_quotes_its_words(tmp_path):
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text("#!/bin/sh\n")
+    systemctl.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {"HOME": str(home), "PATH": f"{systemctl.parent}:{os.environ['PATH']}"}
+    words = ["--dry-run", "run", "gs://bucket/run 1", "KEY=a b", *ARGS]
+    command = ["bash", str(ROOT / "launch" / "tpu_worker.sh"), *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    commands = commands_of(done.stdout.replace("#!/usr/bin/env bash\n", ""))
+    assert ["export", "KEY=a b"] in commands
+    assert ["exec", f"{home}/ferjax-venv/bin/python", *ARGS[1:]] in commands
+    assert commands[-1][-2:] == ["/bin/bash", f"{home}/ferjax-run.sh"]
+    assert not list(home.iterdir())
+
+
 def test_dry_run_of_a_new_tpu_says_image_tier_and_scope(cloud):
     flags = ("--accelerator=v6e-16", "--tier=spot", "--service-account=sa@x", "--internal-ip")
     done = cloud.vm("create", "--dry-run", *flags)
