@@ -13,7 +13,7 @@ import ferjax
 from ferjax import config as configs
 from ferjax.algorithms import base
 from ferjax.config import UserError
-from ferjax.data import arrays, duplicates, splits
+from ferjax.data import arrays, duplicates, splits, stream
 from ferjax.engine import experiment
 from ferjax.engine.train import train
 
@@ -78,6 +78,18 @@ def test_they_join_the_unlabelled_images(folders, tmp_path):
     for i in range(80):
         weights[i // 5, i // 4] += 0.2
     assert np.abs(images[32, ..., 0] - weights @ one @ weights.T).max() < 1.5
+
+
+def test_if_some_do_not_fit_none_is_in_memory(folders, tmp_path, monkeypatch):
+    """Each process that reads ahead would get a copy of those that are."""
+    other = f"image_folder:{folders / 'other'}"
+    whole = experiment.Experiment(make(folders, unlabeled_source=other), tmp_path / "run")
+    monkeypatch.setattr(experiment.Layout, "room", lambda _: 32 * 16 * 16)  # own ones alone fit
+    run = experiment.Experiment(make(folders, unlabeled_source=other), tmp_path / "run")
+    assert run.streamed
+    images = run.dataset.splits["train"].images
+    assert [type(source) for source in images._sources] == [stream.Records] * 3
+    np.testing.assert_array_equal(images[:], whole.dataset.splits["train"].images)
 
 
 def test_the_devices_of_a_supervised_run_hold_none_of_them(folders, tmp_path):
