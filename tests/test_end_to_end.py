@@ -236,6 +236,9 @@ def test_resuming_with_other_data_is_refused(finished):
         warned = ferjax("evaluate", f"--workdir={workdir}")
         assert warned.returncode == 0, warned.stderr
         assert "warning: this data" in warned.stdout
+        # Scores of other data do not take the place of the run's.
+        name = f"public_test_of_{json.loads(content)['data_digest'][:12]}.json"
+        (workdir / "eval" / name).unlink()
     finally:
         split.write_text(content)
 

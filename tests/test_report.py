@@ -168,6 +168,7 @@ def test_what_is_wrong_gets_one_line(args, message, trained):
 def test_other_data_than_the_run_was_trained_on_is_refused(trained, tmp_path):
     """It may hold images of this run's train as public_test."""
     other = shutil.copytree(trained, tmp_path / "run")
+    (other / "report.html").unlink(missing_ok=True)
     split = json.loads((other / "split.json").read_text())
     (other / "split.json").write_text(json.dumps({**split, "data_digest": "0" * 64}))
     done = ferjax("report", f"--workdir={other}")

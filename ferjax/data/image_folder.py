@@ -97,6 +97,7 @@ class ImageFolder(ArrayBuilder):
 
     VERSION = tfds.core.Version("1.0.2")
     RELEASE_NOTES = {  # noqa: RUF012 (TFDS's own attribute)
+        "1.0.2": "The pictures set aside are chosen by their files, the same in every form.",
         "1.0.1": "Copies with another label are set aside together.",
         "1.0.0": "First version.",
     }

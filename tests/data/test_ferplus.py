@@ -154,7 +154,7 @@ def test_no_file(tmp_path):
 def test_downloaded_once_checked_and_kept(small, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(url, path, instead):
+    def fetch(url, path, instead, title):
         assert "fer2013new.csv" in instead
         asked.append(url)
         shutil.copy(small, path)
