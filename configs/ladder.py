@@ -5,8 +5,8 @@ python -m ferjax.main --config=configs/ladder.py:cpu    small CNN, 2,870 labels;
 
 Unlabelled images are all images, as in the paper.
 
-Result: not measured to its end yet. With --config.data.labeled=10%, one core of an AMD EPYC (Zen 3),
-public_test, final EMA, cut: sigma .3 as here 34.5 % after 2 epochs; --config.algorithm.sigma=.1
+Result: not measured to its end yet. With --config.data.labeled=10%, one core of an AMD EPYC (Zen
+3), public_test, final EMA, cut: sigma .3 as here 34.5 % after 2 epochs; --config.algorithm.sigma=.1
 53.0 % after 5 of 8 (BUILD_NOTES.md, "Ladder"). The baseline, --config.algorithm.name=supervised,
 has 54.86 % at its best.
 """
