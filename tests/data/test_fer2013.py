@@ -457,8 +457,8 @@ arrays.load("fer2013", source=sys.argv[1], data_dir=sys.argv[2])
     left = list((tmp_path / "tfds/fer2013/csv").glob("incomplete*"))
     assert len(left) == 1
     assert not version_folders(tmp_path / "tfds")
-    for path in (*left[0].iterdir(), left[0]):  # long ago: no other machine is still writing there
-        os.utime(path, (0, 0))
+    for old in (*left[0].iterdir(), left[0]):  # long ago: no other machine is still writing there
+        os.utime(old, (0, 0))
     assert len(load(path, tmp_path / "tfds").splits["train"]) == 42
     assert not left[0].exists()
 
