@@ -116,7 +116,7 @@ def blame(error: Exception) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(_LIBRARIES):
             return f"{frame.filename}, line {frame.lineno}: {said}"
-    return f"the config, or a --config.KEY=VALUE that it does not fit: {said}"
+    return f"the file, or a --config.KEY=VALUE that it does not fit: {said}"
 
 
 def _exit_with(message: str, status: int = EXIT_USER_ERROR) -> None:

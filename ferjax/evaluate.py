@@ -33,7 +33,7 @@ from ferjax import runtime
 from ferjax.analysis import calibration, robustness, scores
 from ferjax.command import run
 from ferjax.config import UserError
-from ferjax.data import arrays, ferplus, soft_labels, splits
+from ferjax.data import arrays, ferplus, image_folder, soft_labels, splits
 from ferjax.engine import checkpoint
 from ferjax.evaluate_flags import FITTED_ON, SPLITS, check_flags, define_flags
 from ferjax.evaluate_sections import Contender
@@ -253,8 +253,9 @@ def _subject(
 ) -> Subject:
     first = contender.members[0]
     if FLAGS.folder or data is None:
-        words = config.data.name.partition("/")[2].partition("-")[0].split("_")
-        return read_folder(FLAGS.folder, first.classes, first.image_shape, detect="detect" in words)
+        module, _, form = config.data.name.partition(":")[0].partition("/")
+        detect = module == "image_folder" and image_folder.parse(form).detect
+        return read_folder(FLAGS.folder, first.classes, first.image_shape, detect=detect)
     names = label_sets(FLAGS.labels, config, first.classes)
     images = data.splits[FLAGS.split].images
     return Subject(

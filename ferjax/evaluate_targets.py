@@ -141,7 +141,7 @@ def read_folder(
 
     Args:
       folder: with one folder for each class; the case of their names does not matter. A picture, of
-        any size, in colour or grey, shows one face that fills it.
+        any size, in colour or grey, shows one face that fills it, unless `detect`.
       classes: of the network.
       image_shape: (H, W, channels) of the images that the network was trained on.
       detect: cut out the largest face of each picture first.

@@ -147,7 +147,9 @@ def load(path: Path | str, *, cpu: bool = False) -> Sweep:
         if not hasattr(module, "get_sweep"):
             raise UserError(f"{path} defines no get_sweep(cpu): it is not a sweep file")
         sweep = module.get_sweep(cpu)
-    except MISTAKES as error:
+        if not isinstance(sweep, Sweep):
+            raise UserError(f"{path}: get_sweep(cpu) returns no ferjax.rows.Sweep")
+    except (*MISTAKES, OSError) as error:
         raise UserError(f"{path}: {blame(error)}") from None
     names = [row.name for row in sweep.rows]
     for row in sweep.rows:

@@ -240,6 +240,8 @@ class Sweeper:
                     score = results.read_json(place / "eval" / f"{name}.json")
                     members = len(score.get("workdirs", [place]))
                     there = score and members == len(group.split(","))
+                    # Of data that is not the run's any more there is another file.
+                    there = there or any((place / "eval").glob(f"{split}_of_*.json"))
                     if (there and not results.stale(place, score)) or self._children.seen:
                         continue
                     log.info("\n== %s: %s", row.name, name)

@@ -25,7 +25,7 @@ from ferjax.engine.checkpoint import checksums
 
 SUFFIX = ".safetensors"
 # Networks that come with the package, by name; `python -m ferjax.export --format=safetensors
-# --output=ferjax/small.safetensors --workdir=DIR` makes one.
+# --output=ferjax/small.safetensors --licence=Apache-2.0 --workdir=DIR` makes one.
 PACKAGED = {"small": Path(__file__).parent / "small.safetensors"}
 
 _NOT_OURS = (AttributeError, KeyError, TypeError, ValueError)  # what other JSON ends in

@@ -124,6 +124,7 @@ run() {
   if [[ -n $dry_run ]]; then
     printf '%s\n' "$text"
   else
+    rm -f "$script" # one of an earlier version may be everybody's to read
     printf '%s\n' "$text" >"$script"
   fi
   call sudo systemctl reset-failed "$UNIT" 2>/dev/null || true

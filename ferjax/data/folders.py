@@ -7,6 +7,7 @@ the file is the user's own, and so are the pictures that it names. Nothing is wr
 """
 
 import csv
+import errno
 import hashlib
 import os
 import unicodedata
@@ -234,10 +235,12 @@ def _files(
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """False, too, for a link that leads to itself or to where nothing may be read."""
+    """False, too, for a link that leads to itself."""
     try:
         return entry.is_dir()
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return False
 
 

@@ -276,7 +276,11 @@ def _held_out(train: np.ndarray, labels: np.ndarray, read: spool.Read) -> np.nda
 
     So the same pictures are held out in every size and colour.
     """
-    hashes, of_files = read.hashes, read.file_hashes
+    hashes = read.hashes
+    first: dict[bytes, bytes] = {}  # of the files with equal pixels, the smallest hash
+    for pixels, of_file in zip(hashes, read.file_hashes, strict=True):
+        first[pixels] = min(first.get(pixels, of_file), of_file)
+    of_files = [first[pixels] for pixels in hashes]
     chosen: list[int] = []
     for label in np.unique(labels[train]):
         members = [int(i) for i in train if labels[i] == label]

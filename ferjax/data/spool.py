@@ -6,7 +6,6 @@ So what a set holds is known before any of it is written, and it need not fit in
 import collections
 import contextlib
 import hashlib
-import mmap
 import os
 import stat
 import tempfile
@@ -176,19 +175,19 @@ def _unfit(path: str) -> str:
             return "an empty file"
         if info.st_size > pictures.MOST_BYTES:
             return ""  # `pictures.read` says so
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            # Some versions of OpenCV fill up a JPEG that ends early.
-            if content[:2] == b"\xff\xd8" and content.find(b"\xff\xd9", _scan(content)) < 0:
-                return "a JPEG that ends early"
-    except (OSError, ValueError) as error:  # ValueError: emptied since
-        return getattr(error, "strerror", None) or "can't be read"
+        with open(path, "rb") as file:
+            content = file.read(2)
+            if content == b"\xff\xd8":  # of a JPEG alone more is looked at
+                content += file.read()
+    except OSError as error:
+        return error.strerror or "can't be read"
+    # Some versions of OpenCV fill up a JPEG that ends early.
+    if content.startswith(b"\xff\xd8") and content.find(b"\xff\xd9", _scan(content)) < 0:
+        return "a JPEG that ends early"
     return ""
 
 
-def _scan(jpeg: mmap.mmap) -> int:
+def _scan(jpeg: bytes) -> int:
     """Where a JPEG's first scan begins, or where its segments stop being a JPEG's.
 
     The end mark can't be inside a scan; in what stands before it (a thumbnail) it can, and behind

@@ -87,9 +87,9 @@ def load(config: FrozenConfigDict, layout: Layout) -> TrainingData:
         dropped = {**dropped, "no_label": np.setdiff1d(nothing, known)}
     subsets = splits.make(data, train.labels, train.rows, dropped)
     _say_dropped(data, subsets.dropped, len(train))
-    counts = np.bincount(train.labels[subsets.labeled], minlength=len(class_names))
-    if not counts.all():
-        without = ", ".join(np.array(class_names)[counts == 0])
+    shares = targets[subsets.labeled].sum(0)
+    if not shares.all():
+        without = ", ".join(np.array(class_names)[shares == 0])
         log.warning("warning: no labelled image of %s: the network will not know it", without)
     corrected = {
         name: replace(split, images=illumination.apply(split.images, data.illumination))
