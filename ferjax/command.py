@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
@@ -82,17 +81,22 @@ def run(main: Callable[[], int | None]) -> None:
             if not error.filename or error.errno not in _REFUSED:
                 raise
             _exit_with(f"{error.filename}: {error.strerror}")
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            _exit_with(
-                "the memory of the devices does not hold this: lower evaluate.batch_size in the "
-                "workdir's config.json, or set JAX_PLATFORMS=cpu "
-                f"({str(error).splitlines()[0][:200]})"
+        except RuntimeError as error:  # JAX's are such; not every command imports it
+            mend = (
+                "lower evaluate.batch_size in the workdir's config.json, or set JAX_PLATFORMS=cpu"
             )
+            _exit_with(out_of_memory(error, mend))
         sys.exit(status or EXIT_OK)
 
     app.run(guarded, flags_parser=parse)
+
+
+def out_of_memory(error: RuntimeError, mend: str) -> str:
+    """One line for what the devices' memory does not hold; any other error is raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    head = str(error).splitlines()[0][:200]
+    return f"the memory of the devices does not hold this: {mend} ({head})"
 
 
 def _one_line(text: str) -> str:

@@ -234,18 +234,13 @@ def _load(workdirs: Sequence[epath.Path]) -> Contender:
 
 def _compare_digests(contender: Contender, data: arrays.Dataset) -> None:
     for workdir in dict.fromkeys(contender.workdirs):
-        recorded = _recorded(workdir, data.digest)
-        if recorded != data.digest:
+        if not splits.is_of(workdir, data.digest):
+            recorded = splits.recorded(workdir / "split.json")["data_digest"]
             log.warning(
                 "warning: this data (%s) is not what the run was trained on (%s): the scores are "
                 "of this data",
                 *(data.digest[:12], recorded[:12]),
             )
-
-
-def _recorded(workdir: epath.Path, unknown: str) -> str:
-    """The digest of the data that a run was trained on."""
-    return splits.recorded(workdir / "split.json").get("data_digest") or unknown
 
 
 def _subject(
@@ -283,7 +278,7 @@ def _file_name(
 ) -> str:
     """What is not the plain score of one run on its own data must not take the place of it."""
     parts = [subject.name]
-    if data and not FLAGS.folder and data.digest != _recorded(workdirs[0], data.digest):
+    if data and not FLAGS.folder and not splits.is_of(workdirs[0], data.digest):
         parts.append(f"of_{data.digest[:12]}")
     if subject.targets[0].name in ferplus.SCORED:
         parts.append(subject.targets[0].name)

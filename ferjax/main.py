@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from ferjax import config as configs
 from ferjax import runtime
-from ferjax.command import run
+from ferjax.command import out_of_memory, run
 from ferjax.config import EXIT_FAILED, UserError
 from ferjax.engine.checkpoint import DamagedError, saved
 from ferjax.engine.lock import LostLockError
@@ -73,13 +73,11 @@ def main() -> int:
     try:
         return train(config, workdir)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        message = (
-            "the memory of the devices does not hold this: lower config.batch_size (or that of "
-            "config.evaluate), raise config.microbatches (parts of a batch, one after another), "
-            "set config.model.remat, where the model has it, or config.data.pipeline=stream "
-            f"({str(error).splitlines()[0][:200]})"
+        message = out_of_memory(
+            error,
+            "lower config.batch_size (or that of config.evaluate), raise config.microbatches "
+            "(parts of a batch, one after another), set config.model.remat, where the model has "
+            "it, or config.data.pipeline=stream",
         )
         if not saved(workdir):
             raise UserError(message) from None

@@ -56,14 +56,12 @@ class Dataset:
         splits: the splits that were asked for.
         digest: sha256 (hex) over rows, labels and decoded pixels of all the set's splits, also of
             those not loaded. Two runs with equal digests saw the same data.
-        split_names: all the splits that the set has.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     digest: str
-    split_names: tuple[str, ...] = ()
 
 
 def builder(
@@ -205,7 +203,6 @@ def read(
                 for split in splits
             },
             digest=made.info.metadata["digest"],
-            split_names=tuple(made.info.splits),
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # ArrayRecord, TFDS, NumPy
         raise damaged(made.data_path, error) from error

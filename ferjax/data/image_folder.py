@@ -174,9 +174,8 @@ class ImageFolder(ArrayBuilder):
         super().download_and_prepare(**kwargs)
         path = Path(self.data_path) / SKIPPED
         if known:
-            with contextlib.suppress(
-                OSError, ValueError, LookupError
-            ):  # it is there to be looked at
+            # The list is there to be looked at: a damaged one stops nobody.
+            with contextlib.suppress(OSError, ValueError, LookupError):
                 if broken := json.loads(path.read_text())["broken"]:
                     log.info("%s pictures can't be read: see %s", f"{len(broken):,}", path)
 

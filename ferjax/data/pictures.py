@@ -1,5 +1,6 @@
 """Picture files of any kind and size, as a user has them."""
 
+import io
 import math
 import os
 import warnings
@@ -22,40 +23,43 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | str:
     A picture of more than `MOST_PIXELS` is not decoded, whatever its file's size: reading takes a
     bounded amount of memory.
     """
-    size = declared_size(path)
-    return size if isinstance(size, str) else decode(path)
+    content = read_file(path)
+    if isinstance(content, str):
+        return content
+    size = declared_size(content)
+    return size if isinstance(size, str) else decode(content)
 
 
-def declared_size(path: str | os.PathLike[str]) -> int | str:
-    """How many pixels a picture's header says it has, or why it is not to be decoded."""
+def read_file(path: str | os.PathLike[str]) -> bytes | str:
+    """A file's content, or why it can't be had; a pipe, whose reading would never end, is none."""
     if os.path.exists(path) and not os.path.isfile(path):
         return "not a file"
     try:
         if os.path.getsize(path) > MOST_BYTES:
             return f"larger than {MOST_BYTES >> 20} MB"
+        return Path(path).read_bytes()
+    except OSError as error:
+        return error.strerror or "can't be read"
+
+
+def declared_size(content: bytes) -> int | str:
+    """How many pixels a picture's header says it has, or why it is not to be decoded."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as header:  # reads no pixels
+            with Image.open(io.BytesIO(content)) as header:  # reads no pixels
                 size = math.prod(header.size)
     except Image.DecompressionBombError:
         return _TOO_LARGE
-    except OSError as error:
-        if error.strerror:
-            return error.strerror
-        return _NO_PICTURE
     except Exception:  # Pillow's readers raise many kinds for broken headers
         return _NO_PICTURE
     return _TOO_LARGE if size > MOST_PIXELS else size
 
 
-def decode(path: str | os.PathLike[str]) -> np.ndarray | str:
-    """`read`, of a picture whose size is known to be fit."""
+def decode(content: bytes) -> np.ndarray | str:
+    """`read`, of a picture whose declared size is fit."""
     try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        return error.strerror or "can't be read"
-    try:
-        picture = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         picture = None
     return _NO_PICTURE if picture is None else np.asarray(picture)

@@ -14,7 +14,7 @@ from ferjax.config import UserError, write_whole
 # What NumPy and zipfile raise for a file that is none of theirs, or damaged.
 _BROKEN = (
     *(KeyError, ValueError, TypeError, EOFError, AttributeError, MemoryError),
-    *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),
 )
 
 

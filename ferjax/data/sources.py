@@ -32,7 +32,7 @@ GIVE = "--config.data.source= (in ferjax.data.prepare: --data.source=) or FER201
 _MEMBER = re.compile(r"(.*/)?(?:train|validation)/([^/]+)/([^/]+)\.jpe?g", re.IGNORECASE)
 _LAYOUT = "train/<class>/<row>.jpg and validation/<class>/<row>.jpg"
 _LEVELS = {str(level): level for level in range(256)}
-_MOST_BYTES = 2**16  # of one image's file; the largest has 2,300
+_MOST_BYTES = 2**16  # of one image's file; the largest has 2,483
 _WRAPPERS = 2  # folders around train/ and validation/ that are looked through
 
 

@@ -135,6 +135,12 @@ def recorded(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not what ferjax wrote: delete it or take it back") from None
 
 
+def is_of(workdir: epath.Path, data_digest: str) -> bool:
+    """Whether a run was trained on the data of this digest, as far as its split.json says."""
+    own = recorded(workdir / "split.json").get("data_digest")
+    return not own or own == data_digest
+
+
 def _counts(labeled: str, available: np.ndarray) -> np.ndarray:
     text = labeled.strip().replace(" ", "")
     total = int(available.sum())

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import hashlib
 import os
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -138,21 +137,28 @@ class Reader:
 
     def __call__(self, picture: Picture) -> tuple[np.ndarray, bytes, bool] | str:
         """Pixels, the file's sha256 and whether a face was found, if one was wanted; or why not."""
-        size = _unfit(picture.path) or pictures.declared_size(picture.path)
+        content = pictures.read_file(picture.path)
+        if isinstance(content, str):
+            return content
+        if not content:
+            return "an empty file"
+        # Some versions of OpenCV fill up a JPEG that ends early.
+        if content.startswith(b"\xff\xd8") and content.find(b"\xff\xd9", _scan(content)) < 0:
+            return "a JPEG that ends early"
+        size = pictures.declared_size(content)
         if isinstance(size, str):
             return size
         with self._large if size > _LARGE else contextlib.nullcontext():
-            return self._read(picture)
+            made = self._fitted(content, picture.name)
+        if isinstance(made, str):
+            return made
+        pixels, found = made
+        return pixels, hashlib.sha256(content).digest(), found
 
-    def _read(self, picture: Picture) -> tuple[np.ndarray, bytes, bool] | str:
-        whole = pictures.decode(picture.path)
+    def _fitted(self, content: bytes, name: str) -> tuple[np.ndarray, bool] | str:
+        whole = pictures.decode(content)
         if isinstance(whole, str):
             return whole
-        try:
-            with open(picture.path, "rb") as file:
-                file_hash = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            return error.strerror or "can't be read"
         found = True
         if self.detect:
             if not hasattr(self._local, "cascade"):
@@ -162,29 +168,7 @@ class Reader:
             if found:
                 x, y, w, h = boxes[0]
                 whole = whole[y : y + h, x : x + w]
-        return fit(whole, self.shape, picture.name), file_hash, found
-
-
-def _unfit(path: str) -> str:
-    """What is wrong with a file before it is decoded, "" if nothing is."""
-    try:
-        info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):  # reading a pipe would never end
-            return "not a file"
-        if not info.st_size:
-            return "an empty file"
-        if info.st_size > pictures.MOST_BYTES:
-            return ""  # `pictures.read` says so
-        with open(path, "rb") as file:
-            content = file.read(2)
-            if content == b"\xff\xd8":  # of a JPEG alone more is looked at
-                content += file.read()
-    except OSError as error:
-        return error.strerror or "can't be read"
-    # Some versions of OpenCV fill up a JPEG that ends early.
-    if content.startswith(b"\xff\xd8") and content.find(b"\xff\xd9", _scan(content)) < 0:
-        return "a JPEG that ends early"
-    return ""
+        return fit(whole, self.shape, name), found
 
 
 def _scan(jpeg: bytes) -> int:

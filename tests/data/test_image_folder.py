@@ -265,12 +265,16 @@ def test_a_jpeg_is_whole_whatever_stands_before_and_behind_its_scan(tmp_path):
     tail = np.random.default_rng(0).bytes(300_000)
     assert tail.rfind(b"\xff\xda") > tail.rfind(b"\xff\xd9") > 0
     thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
+    read = spool.Reader((40, 40, 1), False)
+    file = folders.Picture(str(path), path.name, "train", 0)
+    expected, *_ = read(file)
     for content in (whole, whole + tail, whole[:2] + thumbnail + whole[2:]):
         path.write_bytes(content)
-        assert spool._unfit(str(path)) == ""
+        pixels, *_ = read(file)
+        np.testing.assert_array_equal(pixels, expected)
     for content in (whole[:-2], whole[:200], whole[:2] + thumbnail + whole[2:-2], whole[:3]):
         path.write_bytes(content)
-        assert spool._unfit(str(path)) == "a JPEG that ends early"
+        assert read(file) == "a JPEG that ends early"
 
 
 def test_links_that_lead_to_themselves_are_broken_pictures(tmp_path):
