@@ -239,18 +239,18 @@ def machine() -> Record:
 def memory(compiled: Any = None) -> Record:
     """Peak memory so far, in bytes.
 
-    On an accelerator the allocator's own peak. A CPU has no such count: the process's largest
-    resident size, and, given a compiled program, what that one call needs by its plan (arguments,
-    results that do not reuse them, and temporary buffers).
+    On an accelerator the allocator's own peak, which may be of the compiler's trials; a CPU has no
+    such count: the process's largest resident size. Given a compiled program, also what one call
+    needs by its plan (arguments, results that do not reuse them, and temporary buffers).
     """
     statistics_ = jax.local_devices()[0].memory_stats()
-    if statistics_ and "peak_bytes_in_use" in statistics_:
-        return {"kind": "device peak", "bytes": statistics_["peak_bytes_in_use"]}
     unit = 1 if sys.platform == "darwin" else 1024
     found: Record = {
         "kind": "process resident peak",
         "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
+    if statistics_ and "peak_bytes_in_use" in statistics_:
+        found = {"kind": "device peak", "bytes": statistics_["peak_bytes_in_use"]}
     if compiled is not None and (plan := compiled.memory_analysis()) is not None:
         found["program_bytes"] = int(
             plan.argument_size_in_bytes

@@ -6,6 +6,7 @@ A benchmark takes --config=FILE[:VARIANT] and any number of --config.a.b=VALUE, 
 import argparse
 import ast
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ferjax import config as configs
 from ferjax.config import UserError
-from ferjax.runtime import xla_flags
+from ferjax.runtime import recycle_memory, xla_flags
 
 SIDE = 48  # of FER2013's images
 
@@ -44,6 +45,7 @@ def parse(
         made.error(f"unknown argument {unknown[0]}")
     config = read_config(args.config, [text.removeprefix("--config.") for text in rest])
     # Before a backend starts, here and in the processes that are started from here.
+    recycle_memory(os.environ)
     xla_flags(config.batch_size // config.microbatches, deterministic=config.deterministic)
     return args, config
 

@@ -178,6 +178,7 @@ def measure(wanted: list[Point], *, limit: float, rounds: int, quick: bool) -> l
         try:
             row["compile_s"] = step.compile()
             row |= read(step)
+            print(json.dumps(row), file=sys.stderr, flush=True)  # in case the rest is cut off
             if not virtual:
                 step.run(2)  # the first calls touch memory for the first time
                 timed[len(rows) - 1] = step

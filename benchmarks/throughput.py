@@ -12,7 +12,8 @@ indices sent from the host). Figures are the median and the extremes over the ro
 - FLOPs of a step: XLA's cost analysis of one plain lowered step (views, forward, gradient, update).
 - MFU: the step's FLOP/s over that of one large square matrix product in the config's dtype, which
   one device makes in the same round, times the number of devices.
-- host share: processor time of the thread that drives the devices, over the whole time.
+- host share: processor time of the thread that drives the devices, over the whole time. Training
+  also reads metrics, writes rows and asks for its lock, which is not in it.
 - memory: the device's peak; on a CPU the process's resident peak and the program's planned bytes.
   A peak only grows, so that it is given for the first form alone.
 
@@ -29,6 +30,7 @@ above 1 we are faster.
 """
 
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -234,7 +236,11 @@ def measure(args: Any, config: FrozenConfigDict, ours: Any, workers: list[Worker
         if "forward" in config.algorithm:
             forms += [form for form in ("joint", "split") if form != own]
     # The config's own form comes first: a device's peak memory only grows.
-    prepared = {form: ours.prepare(form, "" if form == own else form) for form in forms}
+    prepared = {}
+    for form in forms:
+        prepared[form] = ours.prepare(form, "" if form == own else form)
+        # Minutes on a GPU: what is known must not be lost if the rest is cut off.
+        print(json.dumps({form: prepared[form]}), file=sys.stderr, flush=True)
     labeled, unlabeled = ours.sizes()
     record: dict[str, Any] = {
         "benchmark": "throughput",

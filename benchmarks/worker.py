@@ -1,11 +1,13 @@
 """Engines in processes of their own, so that their thread pools sleep while another is measured."""
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from ferjax.config import UserError
+from ferjax.runtime import recycle_memory
 
 
 class Worker:
@@ -46,6 +48,7 @@ class Worker:
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    recycle_memory(os.environ)  # PyTorch's steps gain by it, too
     try:
         made = factory(*args)
         pipe.send(("done", None))

@@ -3,10 +3,11 @@
 python -m ferjax.main --config=configs/adamatch.py        WRN-28-2, 8,612 labels; a GPU or TPU
 python -m ferjax.main --config=configs/adamatch.py:cpu    small CNN, 2,870 labels; two CPU cores
 
-Hyperparameters of the method are the published ones; :cpu changes them for its
-short schedule.
+Hyperparameters of the method are the published ones; :cpu changes them for its short schedule.
 
-Result: not measured yet.
+Result: not measured yet (needs a GPU).
+Result of :cpu with --config.epochs=10, seed 0, 64 minutes of one core of an AMD EPYC (Zen 3):
+public_test 55.75 % at the end, 55.81 % at its best; private_test was not read.
 """
 
 from pathlib import Path

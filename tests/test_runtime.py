@@ -175,11 +175,16 @@ def test_compiled_programs_are_kept_in_the_users_cache(settings, tmp_path):
     directory = settings["jax_compilation_cache_dir"]
     assert directory.startswith(f"{tmp_path}/ferjax/xla/")
     assert os.path.isdir(directory)
+    assert settings["jax_persistent_cache_min_compile_time_secs"] == 0
 
 
 def test_the_users_own_choice_of_a_cache_stands(settings, tmp_path):
-    runtime.set_compilation_cache({"JAX_COMPILATION_CACHE_DIR": str(tmp_path)})
-    assert not settings  # JAX reads it itself
+    given = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
+    runtime.set_compilation_cache(given)
+    assert not settings  # JAX reads them itself
     runtime.set_compilation_cache({"JAX_COMPILATION_CACHE_DIR": ""})
     assert settings == {"jax_enable_compilation_cache": False}
 
@@ -187,4 +192,47 @@ def test_the_users_own_choice_of_a_cache_stands(settings, tmp_path):
 def test_a_home_that_cant_be_written_is_no_error(settings, tmp_path):
     (tmp_path / "file").touch()
     runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path / "file")})
-    assert not settings
+    assert "jax_compilation_cache_dir" not in settings
+
+
+TOUCH = """
+import os, resource, sys, threading
+from ferjax import runtime
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def touch(count, pages):
+    for _ in range(count):
+        block = bytearray(2**25)
+        pages.append(-faults())
+        block[::4096] = bytes(2**13)
+        pages[-1] += faults()
+        del block
+
+print(int(runtime.recycle_memory({**os.environ, **dict(a.split("=") for a in sys.argv[1:])})))
+pages = []
+thread = threading.Thread(target=touch, args=(4, pages))
+thread.start()
+thread.join()
+print(max(pages[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_is_handed_out_again():
+    # A thread's large block: without the setting it comes from mmap, page by page, each time.
+    def child(*environ):
+        made = subprocess.run(
+            [sys.executable, "-c", TOUCH, "JAX_PLATFORMS=cpu", *environ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [int(line) for line in made.stdout.split()]
+
+    recycled, faults = child()
+    assert recycled
+    assert faults < 10
+    recycled, faults = child("MALLOC_ARENA_MAX=4")  # what the user has set stands
+    assert not recycled

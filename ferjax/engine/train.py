@@ -91,6 +91,7 @@ class _Trainer:
         elif isinstance(state.step, jax.ShapeDtypeStruct):  # another trainer's was there, and went
             state = run.init_state()
         self.step, self._best = int(state.step), meta["best"]
+        self._first = self.step
         self.unscored = bool(meta.get("unscored"))
         self._logits: dict[str, np.ndarray] = {}
         self._marks: list[float] = []
@@ -126,7 +127,8 @@ class _Trainer:
         if self._profiler.ends(end):
             self._recorder.read(0)
             self._profiler.close()
-        self._recorder.read(CALLS_IN_FLIGHT)
+        # The first call is waited for: whether training goes at all is seen as soon as can be.
+        self._recorder.read(CALLS_IN_FLIGHT if self.step > self._first else 0)
         if config.cpu_config and run.layout.platform == "cpu" and len(self._marks) < 2:
             self._recorder.read(0)
             self._marks.append(time.monotonic())
