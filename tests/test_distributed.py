@@ -10,7 +10,11 @@ import pytest
 from children import wait_until
 from test_end_to_end import ROOT, SMALL, environment, ferjax, rows, saved
 
+from ferjax import runtime
 from ferjax.engine import checkpoint
+
+# On one core XLA sums in another order in one process of two devices than in two of one.
+two_cores = pytest.mark.skipif(runtime.cores() < 2, reason="bit equality needs two cores")
 
 
 def start(count, *args, devices=1, own=lambda k: []):
@@ -54,6 +58,7 @@ def alone(data_dir, tmp_path_factory):
     return workdir
 
 
+@two_cores
 def test_two_processes_train_what_one_does(alone, tmp_path):
     (first, second) = finish(start(2, *SMALL, f"--workdir={tmp_path}"))
     assert first[0] == second[0] == 0, first[2] + second[2]
@@ -68,6 +73,7 @@ def test_two_processes_train_what_one_does(alone, tmp_path):
     assert (tmp_path / "lock").read_text() == ""
 
 
+@two_cores
 def test_a_signal_to_one_process_stops_all_at_the_same_step(alone, tmp_path):
     args = [*SMALL, f"--workdir={tmp_path}", "--config.checkpoint.every_minutes=0"]
     # Each process reads its own part of the images, with a worker process of its own.

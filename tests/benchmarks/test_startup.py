@@ -74,7 +74,6 @@ def test_checkpoint_saves_and_restores_the_state(path, tmp_path):
     assert kept == [2, 3]  # the first save is not counted
     assert found["mb"] > 0.5 * 4 * 2 * weights / 1e6  # noise can't be packed much
     assert all(found[f"{name}_seconds"]["low"] > 0 for name in ("blocked", "on_disk", "restore"))
-    assert found["blocked_seconds"]["low"] < 2 * found["on_disk_seconds"]["high"]
 
 
 def test_prepare_finds_the_second_time_what_the_first_has_made(path, tmp_path):

@@ -66,7 +66,6 @@ def test_a_stream_gives_each_step_its_images(resident, records, workers):
             expected = np.stack([resident.images[part(s)] for s in range(first, first + count)])
             np.testing.assert_array_equal(found, expected)
     for share in shares:
-        assert 0 < share.waiting < 1
         with pytest.raises(StopIteration):
             share.take(1)
         share.close()
@@ -123,3 +122,23 @@ def test_a_damaged_record_is_named(records, monkeypatch):
     monkeypatch.setattr(stream.cv2, "imdecode", lambda *_: None)
     with pytest.raises(UserError, match="synthetic_faces"):
         records[:2]
+
+
+def test_the_share_of_the_time_that_was_waited(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
+    part = {"labeled": batches.Batches(np.arange(8), 4, 0, "labeled")}
+    images = np.zeros((8, 2, 2, 1), np.uint8)
+    share = stream.Stream(part, images, first=0, end=6, workers=0)
+    load = share._iterator
+
+    def slow():
+        clock[0] += 3  # of the reader
+        return next(load)
+
+    share._iterator = iter(slow, None)
+    share.take(1)  # is there already
+    clock[0] += 7  # of training
+    share.take(1)
+    assert share.waiting == 0.3
+    share.close()
