@@ -31,7 +31,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs that many subprocesses compile are compiled once."""
+    """Programs that many subprocesses compile are compiled once, and as fast as can be."""
+    os.environ.setdefault("MALLOC_PERTURB_", "0")  # see runtime.recycle_memory
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared(tmp_path_factory, "xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 

@@ -210,7 +210,7 @@ def touch(count, pages):
         pages[-1] += faults()
         del block
 
-print(int(runtime.recycle_memory({**os.environ, **dict(a.split("=") for a in sys.argv[1:])})))
+print(int(runtime.recycle_memory(dict(a.split("=") for a in sys.argv[1:]))))
 pages = []
 thread = threading.Thread(target=touch, args=(4, pages))
 thread.start()
