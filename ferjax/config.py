@@ -83,7 +83,9 @@ def base() -> ConfigDict:
             "init_from": "",  # weights to start from: a run's workdir, or ResNet's .safetensors
             "epochs": 30,  # one epoch = ceil(max(labelled / B, unlabelled / (mu B))) steps
             "batch_size": 64,  # B: labelled images a step, over all devices
-            "dtype": "float32",  # of the network's activations: float32 | bfloat16 | float64
+            # Of the network's activations: float32 | bfloat16 | float64. An accelerator multiplies
+            # float32 in its own default precision (TF32; on a TPU bfloat16 passes).
+            "dtype": "float32",
             "algorithm": {"name": "fixmatch"},  # ferjax/algorithms/<name>.py and its fields
             "model": {"name": "cnn"},  # ferjax/models/<name>.py and its fields
             "views": {  # ferjax/augment/policies.py: a preset and its fields

@@ -67,10 +67,10 @@ def start(batch_size: int, *, deterministic: bool = False, float64: bool = False
     if float64:
         jax.config.update("jax_enable_x64", True)
     recycle_memory(os.environ)
-    set_compilation_cache(os.environ)
     join = from_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.num_processes is None and not join:
         join = from_environment(os.environ)
+    set_compilation_cache(os.environ, alone=not join)
     xla_flags(0 if join else batch_size, deterministic=deterministic)
     if join:
         how, arguments = join
@@ -139,12 +139,15 @@ def _add_xla_flags(*added: str) -> None:
     os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in added if flag not in given)])
 
 
-def set_compilation_cache(environ: Mapping[str, str]) -> None:
+def set_compilation_cache(environ: Mapping[str, str], *, alone: bool = True) -> None:
     """Keeps compiled programs on disk, so that the same command starts faster the next time.
 
     In $XDG_CACHE_HOME/ferjax, or where JAX_COMPILATION_CACHE_DIR says; an empty one keeps none.
+    One of several processes keeps programs only where that variable says so: process 0 alone writes
+    them, so it should name a directory that all share. With one of its own only process 0 would
+    find its programs, and on GPUs others could wait for ever for its part of choosing kernels.
     """
-    given = environ.get("JAX_COMPILATION_CACHE_DIR")
+    given = environ.get("JAX_COMPILATION_CACHE_DIR", "" if not alone else None)
     if given == "":
         jax.config.update("jax_enable_compilation_cache", False)
         return

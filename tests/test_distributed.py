@@ -92,7 +92,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(alone, tmp_path):
 
 
 def test_a_process_with_another_config_is_named(data_dir, tmp_path):
-    own = lambda k: ["--config.seed=5"] if k else []  # noqa: E731
+    # One that reads other data: the processes must not wait for each other at different places.
+    other = "--config.data.unlabeled_source=image_folder:/nowhere"
+    own = lambda k: [other] if k else []  # noqa: E731
     done = finish(start(2, *SMALL, f"--workdir={tmp_path}", own=own))
     for status, _, errors in done:
         assert status == 2, errors

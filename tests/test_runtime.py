@@ -189,6 +189,15 @@ def test_the_users_own_choice_of_a_cache_stands(settings, tmp_path):
     assert settings == {"jax_enable_compilation_cache": False}
 
 
+def test_one_of_several_processes_keeps_programs_only_where_it_is_told(settings, tmp_path):
+    runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path)}, alone=False)
+    assert settings == {"jax_enable_compilation_cache": False}
+    settings.clear()
+    given = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    runtime.set_compilation_cache(given, alone=False)
+    assert "jax_enable_compilation_cache" not in settings
+
+
 def test_a_home_that_cant_be_written_is_no_error(settings, tmp_path):
     (tmp_path / "file").touch()
     runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path / "file")})

@@ -349,7 +349,11 @@ def mixup(
     all_targets = jnp.concatenate([batch.gather(y) for y in targets])
 
     def beta(key: jax.Array) -> jax.Array:
-        b = jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha, dtype=jnp.float32)
+        key = jax.random.fold_in(key, 1)
+        if alpha == 1:  # the same distribution, without a loop that a GPU's host has to steer
+            b = jax.random.uniform(key, dtype=jnp.float32)
+        else:
+            b = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
         return jnp.maximum(b, 1 - b)
 
     # Once for all groups: both are many small steps, the second a loop.

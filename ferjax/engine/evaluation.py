@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ferjax.engine.parallel import AXIS, Layout, Polls, any_wish, host
@@ -37,7 +38,8 @@ def make_predict(
     def forward(variables: Any, shard: Any, _: Any) -> tuple[jax.Array, jax.Array]:
         images = shard["images"]
         keys = jax.vmap(jax.random.key)(np.zeros(images.shape[0], np.uint32))
-        logits = model.apply(variables, view(images, keys).astype(dtype))
+        logits: Any = model.apply(variables, view(images, keys).astype(dtype))
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jax.lax.all_gather(logits, AXIS, tiled=True), any_wish(shard["wishes"])
 
     compiled = layout.wrap(forward)

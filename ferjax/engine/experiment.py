@@ -50,6 +50,13 @@ class Experiment:
 
     def __init__(self, config: FrozenConfigDict, workdir: epath.Path) -> None:
         self.config, self.workdir = config, workdir
+        # Before anything that another config would do in another order.
+        processes.require_same(
+            {
+                "config": json.dumps(config.to_dict(), sort_keys=True),
+                "version of ferjax or JAX": configs.code_version(),
+            }
+        )
         self.layout = Layout(config.parallel)
         self.layout.check_batch(config.batch_size, config.microbatches)
         loaded = training_data.load(config, self.layout)
@@ -130,11 +137,9 @@ class Experiment:
         """
         processes.require_same(
             {
-                "config": json.dumps(self.config.to_dict(), sort_keys=True),
                 "data set": self.dataset.digest,
                 "unlabelled pictures": self._unlabeled_digest,
                 "labelled subset": self.subsets.digest,
-                "version of ferjax or JAX": configs.code_version(),
                 "weights to start from": self._started_from,
             }
         )

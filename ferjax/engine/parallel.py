@@ -32,7 +32,8 @@ class Layout:
 
     def __init__(self, kind: str = "pmap", devices: Sequence[jax.Device] | None = None) -> None:
         self.kind = kind
-        self.devices = list(devices or jax.devices())
+        # Process by process, as `shard_own` and pmap have them.
+        self.devices = sorted(devices or jax.devices(), key=lambda d: d.process_index)
         self.count = len(self.devices)
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
         self.platform = self.devices[0].platform

@@ -80,7 +80,7 @@ def make_step(
         gradients inside any XLA:CPU loop are 11-30 times slower (BUILD_NOTES.md).
       skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is
         NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`. The
-        optimizer's schedule stays behind by as many steps.
+        optimizer's schedule stays behind by as many steps, the metric `learning_rate` does not.
       class_counts: labelled images of each class, for `Batch.class_counts`.
       passes: images of each part of the batch, "labeled" and "unlabeled", where views alternate.
     """
@@ -90,11 +90,11 @@ def make_step(
     def turns(state: TrainState, position: Any, rows: jax.Array, members: int) -> jax.Array:
         """How often the images were seen before, each from a start of its own: int32 [n]."""
         size = rows.shape[0] * jax.lax.axis_size(AXIS)
-        # Taken apart, because step * size may not fit into 32 bits; what is left of it does.
-        passes, rest, position = jax.tree.map(
+        # Taken apart, because step * size may not fit into 32 bits; members * size has to.
+        whole, rest, position = jax.tree.map(
             jnp.uint32, (state.step // members, state.step % members, position)
         )
-        seen = passes * size + (rest * size + position) // members
+        seen = whole * size + (rest * size + position) // members
         key = jax.random.fold_in(jax.random.key(state.seed), zlib.crc32(b"turns"))
         starts = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row)))(rows)
         return (seen % 2 + starts % 2).astype(jnp.int32)

@@ -93,6 +93,19 @@ def test_mixed_targets_stay_distributions():
     assert targets.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.0001])
+def test_images_keep_at_least_half_of_themselves_evenly(alpha):
+    """Beta(1, 1) is drawn in its own way: b is uniform, so max(b, 1 - b) is from .5 to 1."""
+    batch, _ = make_batch(mixmatch.Algorithm(mu=2))
+    keys = jax.random.split(jax.random.key(3), 600)
+    images, targets = jnp.zeros((600, 1)), jnp.eye(600)
+    _, (mixed,) = mixup(batch.replace(gather=lambda x: x), [images], [targets], [keys], alpha)
+    shares = np.asarray(mixed).max(1)
+    assert shares.min() >= 0.5
+    counts, _ = np.histogram(shares[shares < 1], 5, (0.5, 1))
+    assert counts.min() > 80  # of 120 each
+
+
 def test_gradients_reach_both_views():
     method = mixmatch.Algorithm(mu=2)
     batch, _ = make_batch(method)

@@ -51,3 +51,15 @@ def test_it_stops_when_asked_to(predict):
     with pytest.raises(Interrupted):
         predict(variables, np.zeros((29, 2, 2, 1), np.uint8), stop)
     assert len(asked) == 3
+
+
+def test_logits_of_a_bfloat16_network_are_float32():
+    def view(images, keys):
+        return images.astype(jnp.float32)
+
+    layout = Layout("pmap", jax.devices()[:1])
+    predict = make_predict(Sums(), view, layout, batch_size=2, dtype=jnp.bfloat16)
+    variables = layout.replicate({"params": {"bias": jnp.ones((), jnp.bfloat16)}})
+    logits = predict(variables, np.full((2, 2, 2, 1), 3, np.uint8))
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, [[12, 1], [12, 1]])
