@@ -44,8 +44,8 @@ class Experiment:
       workdir: of this run alone; a run that was started there goes on.
 
     Raises:
-      UserError: the config does not fit the devices or the data. This comes before anything is
-        compiled or written.
+      UserError: the config is not every process's, or does not fit the devices or the data. This
+        comes before a step is compiled and before anything is written.
     """
 
     def __init__(self, config: FrozenConfigDict, workdir: epath.Path) -> None:
