@@ -112,7 +112,7 @@ class Setup:
             loops=self.layout.platform != "cpu",
             skip_not_finite=config.on_nan == "skip",
             class_counts=[third / CLASSES] * CLASSES,
-            passes={"labeled": third, "unlabeled": images - third} if alternate else None,
+            alternating={"labeled": third, "unlabeled": images - third} if alternate else None,
         )
         self.labeled = config.batch_size
         self.unlabeled = self.algorithm.mu * config.batch_size

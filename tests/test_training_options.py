@@ -68,7 +68,7 @@ def test_what_reaches_the_step(data_dir, tmp_path, monkeypatch):
     counts = np.bincount(labels[run.subsets.labeled], minlength=7)
     assert counts.sum() == 30
     assert list(seen["class_counts"]) == counts.tolist()
-    assert seen["passes"] is None
+    assert seen["alternating"] is None
     assert (seen["skip_not_finite"], seen["microbatches"], seen["ema_decay"]) == (True, 2, 0.5)
     shown = np.concatenate([run.batches["labeled"](s) for s in range(7)])
     assert np.bincount(labels[shown], minlength=7).tolist() == [8] * 7

@@ -109,7 +109,7 @@ class Experiment:
             loops=self.layout.platform != "cpu",
             skip_not_finite=config.on_nan == "skip",
             class_counts=self.targets[labeled].sum(0).tolist(),
-            passes={name: len(b.members) for name, b in self.batches.items()}
+            alternating={name: len(b.members) for name, b in self.batches.items()}
             if any(view.flip_style == "alternate" for view in config.views.values())
             else None,
         )

@@ -59,7 +59,7 @@ def make_step(
     loops: bool = True,
     skip_not_finite: bool = False,
     class_counts: Sequence[float] = (),
-    passes: Mapping[str, int] | None = None,
+    alternating: Mapping[str, int] | None = None,
 ) -> Step:
     """Builds `step(state, index, data) -> (state, metrics)` for one device.
 
@@ -82,7 +82,7 @@ def make_step(
         NaN or infinite; such a step has no weight in the metrics, but counts in `skipped`. The
         optimizer's schedule stays behind by as many steps, the metric `learning_rate` does not.
       class_counts: labelled images of each class, for `Batch.class_counts`.
-      passes: images of each part of the batch, "labeled" and "unlabeled", where views alternate.
+      alternating: images of each part of the batch, "labeled" and "unlabeled", if views alternate.
     """
 
     full = jnp.promote_types(dtype, jnp.float32)
@@ -109,7 +109,7 @@ def make_step(
         target = data["targets"][rows]
         # Targets keep full precision: soft ones must still sum to 1.
         bare = Part({}, target.astype(full), jnp.ones(rows.shape, full), rows, keys)
-        more = (turns(state, position, rows, passes[name]),) if passes else ()
+        more = (turns(state, position, rows, alternating[name]),) if alternating else ()
         made = {v: views[v.split(":")[0]](images, bare.key(v), *more).astype(dtype) for v in wanted}
         return bare.replace(views=made)
 

@@ -49,7 +49,7 @@ def small():
         {"weak": turns_as_images},
         steps=40,
         ema_decay=0.9,
-        passes={"labeled": MEMBERS},
+        alternating={"labeled": MEMBERS},
     )
     return made, made.init()
 
