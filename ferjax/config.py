@@ -348,7 +348,8 @@ def _fill(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[s
             value = (value,)
         if isinstance(default, str) and isinstance(value, int | float):
             value = str(value)
-        if isinstance(value, float) and not math.isfinite(value):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
             raise UserError(f"{path}={value}: expected a finite number, such as {default!r}")
         same = type(value) is type(default)
         if same and isinstance(value, tuple) and default:

@@ -64,6 +64,7 @@ def test_an_integer_is_taken_for_a_float():
         ({"views": {"weak": {"flip": 0.5}}}, "views.weak needs a policy"),
         ({"epochs": "three"}, "config.epochs='three': expected int, such as 30"),
         ({"epochs": 2.5}, "expected int"),
+        ({"data": {"std": (float("inf"),)}}, r"data.std=\(inf,\): expected a finite number"),
         ({"optimizer": 3}, "this is a section"),
         ({"epochs": 0}, "must be greater than 0"),
         ({"seed": -1}, "must not be negative"),

@@ -158,7 +158,8 @@ def info_nce(
     own = jnp.block([[own, none], [none, own]])
     allowed = jnp.tile(taking > 0, 2) & ~own
     # Not -inf: an anchor without anything to compare to must have no NaN in its gradient.
-    similar = jnp.where(allowed, jnp.concatenate([a, b]) @ pool.T / temperature, -1e9)
+    products = jnp.matmul(jnp.concatenate([a, b]), pool.T, precision=jax.lax.Precision.HIGHEST)
+    similar = jnp.where(allowed, products / temperature, -1e9)
     positive = jnp.tile(jnp.sum(a * b, -1), 2) / temperature
     loss = jax.nn.logsumexp(similar, axis=-1) - positive
     share = jnp.maximum(global_mean(batch, chosen), 1 / len(taking))

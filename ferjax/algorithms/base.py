@@ -174,7 +174,8 @@ def class_weights(batch: Batch, target: jax.Array, kind: str) -> jax.Array:
         mean = max(sum(batch.class_counts) / target.shape[-1], 2.0)
         number = -jnp.expm1(prior * target.shape[-1] * mean * jnp.log1p(-1 / mean))
     weights = jnp.where(prior > 0, 1 / jnp.where(prior > 0, number, 1.0), 0.0)
-    return target @ (weights / jnp.sum(prior * weights))
+    weights /= jnp.sum(prior * weights)
+    return jnp.matmul(target, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def adjust_logits(batch: Batch, logits: jax.Array, tau: float) -> jax.Array:
@@ -335,7 +336,8 @@ def mixup(
 
     Each image keeps l = max(b, 1 - b), b ~ Beta(alpha, alpha), of itself. The partners are one
     random order of all images on all devices: an image with the k-th smallest of the random numbers
-    gets the k-th image, groups in turn. So the devices' number changes nothing.
+    gets the k-th image, groups in turn. So the devices' number changes nothing. (Of microbatches
+    each has its own order.)
 
     Args:
       images, targets, keys: of each group [n_i, ...], [n_i, C] and typed keys [n_i].

@@ -8,10 +8,10 @@ loss = mean_{X'} CE(y', p(x')) + r(t) lambda mean_{U'} CE(q', p(u'))
 
 Section 3.3; s_u is the first strong view, before MixUp. One guess from the weak view serves all K
 strong ones (augmentation anchoring). p(y) is the running average of the labelled images' classes,
-p~ of the weak views' predictions; both start as the first step's values (the code: p~ over the last
-128 steps from uniform). r rises linearly over the first 1/64 of training, as in the code; k_u is
-drawn for each image (the code: a quarter of the batch each). The strong views are RandAugment's,
-the paper's are CTAugment's.
+p~ of the weak views' predictions; both start as plain means over the steps, for a rare class may be
+missing from the first ones (the code: p~ over the last 128 steps from uniform). r rises linearly
+over the first 1/64 of training, as in the code; k_u is drawn for each image (the code: a quarter of
+the batch each). The strong views are RandAugment's, the paper's are CTAugment's.
 
 `wrap` adds the rotation head, a dense layer on the penultimate vector. The forward for q, without
 gradient, and those of s_u and its rotations leave the running statistics alone; the one of all
@@ -104,7 +104,7 @@ class Algorithm(BaseAlgorithm):
         names = self.unlabeled_views
         guess = net(unlabeled.views["weak"], keys=unlabeled.key("guess"), update=False)
         p = jax.nn.softmax(jax.lax.stop_gradient(guess))
-        decay = jnp.where(t.step == 0, 0.0, self.decay)
+        decay = jnp.minimum(self.decay, t.step / (t.step + 1))  # the plain mean at first
         extra = {
             name: moving_average(extra[name], global_mean(batch, values), decay)
             for name, values in (("labeled", labeled.target), ("unlabeled", p))

@@ -8,7 +8,8 @@ averages of the mean and the unbiased variance of c_u over all devices, updated 
 used, from 1/C and 1. a aligns q to the uniform distribution, in the weights only, not in the
 targets (section 3.3): a(q) = N(q pi / EMA(mean q)), with N scaling to sum 1 and pi = 1/C.
 FER2013 is unbalanced: `alignment=labeled` takes for pi the running average of the labelled images'
-classes, `none` aligns nothing. The averages of classes start as the first step's, as in the code.
+classes, `none` aligns nothing. The averages of classes start as plain means over the steps (the
+code: as the first step's values, where a rare class may be missing).
 
 q comes from the student in train mode; `forward` says what is normalised together and which
 forwards update the running statistics (fixmatch.py).
@@ -92,9 +93,9 @@ class Algorithm(BaseAlgorithm):
 
         q = jax.nn.softmax(weak)
         extra = dict(extra)
-        first = jnp.where(t.step == 0, 0.0, self.decay)
+        decay = jnp.minimum(self.decay, t.step / (t.step + 1))  # the plain mean at first
         for name, values in (("labeled", labeled.target), ("unlabeled", q)):
-            extra[name] = moving_average(extra[name], global_mean(batch, values), first)
+            extra[name] = moving_average(extra[name], global_mean(batch, values), decay)
         if self.alignment != "none":
             uniform = jnp.full_like(extra["labeled"], 1 / q.shape[-1])
             wanted = extra["labeled"] if self.alignment == "labeled" else uniform

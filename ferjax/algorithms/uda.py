@@ -99,7 +99,7 @@ class Algorithm(BaseAlgorithm):
         loss = weighted_mean(ce_labeled, released * labeled.weight) / share
         loss += self.lambda_u * weighted_mean(divergence, mask * unlabeled.weight)
         metrics = {
-            "loss_labeled": mean_metric(ce_labeled, labeled.weight),
+            "loss_labeled": mean_metric(ce_labeled, released * labeled.weight),
             "loss_unlabeled": mean_metric(divergence * mask, unlabeled.weight),
             "train_accuracy": accuracy_metric(logits, labeled.target),
             "released_rate": mean_metric(released),

@@ -73,9 +73,10 @@ def make_step(
       ema_decay: d; at step t the average keeps min(d, (1 + t) / (10 + t)).
       dtype: of the views that the network gets.
       microbatches: parts that the share is worked off in, one after the other, to save memory;
-        their gradients and metrics are averaged. BatchNorm and other statistics over the batch are
-        those of a part, and running averages, a method's thresholds among them, move with each
-        part. Without such statistics the result is the same.
+        their gradients and metrics are averaged. BatchNorm and other statistics over the batch,
+        MixUp's partners and what images are contrasted with are those of a part, and running
+        averages, a method's thresholds among them, move with each part. Without all these the
+        result is the same.
       loops: whether the parts may run in a loop; else the program repeats them, because convolution
         gradients inside any XLA:CPU loop are 11-30 times slower (BUILD_NOTES.md).
       skip_not_finite: leave the state as it was, but for `step`, where the loss or the gradient is

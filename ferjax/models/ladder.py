@@ -205,7 +205,9 @@ class Ladder(nn.Module):
                 scale, bias = std, mean  # so that h stays what it was, but for noise
             else:
                 scale, bias = (norm.get_variable("params", name) for name in ("scale", "bias"))
-            h = (z * scale + bias).astype(self.dtype)
+            h = z * scale + bias
+            if layer is not self.layers[-1]:  # logits keep full precision
+                h = h.astype(self.dtype)
             for column, value in zip(values, (z, mean, std), strict=True):
                 column.append(value)
         return h, *values

@@ -17,7 +17,7 @@ from ferjax.engine.step import BoundNet
 from ferjax.models.cnn import Model
 
 N, SIDE, SIGMA, EPSILON = 5, 9, 0.4, 1e-3
-# Not maxpool: without XLA's optimisations the gradient of its ops.max_pool can be NaN in float64.
+# Not maxpool: without XLA's optimisations ops.max_pool can miss a maximum and lose its gradient.
 LAYERS = ("conv 3 3 nobias", "bn", "relu", "avgpool 2", "conv 4 3 valid", "relu", "flatten")
 LAYERS = (*LAYERS, "dense 6", "relu")
 SHAPES = {

@@ -57,7 +57,9 @@ def test_annealing_leaves_out_what_is_known_too_well(tsa, alpha):
     assert 0 < kept.sum() < len(kept)
     expected = cross_entropy(a["x:weak"], a["x:target"])[kept].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(fakes.means(metrics)["released_rate"], kept.mean(), rtol=1e-6)
+    seen = fakes.means(metrics)
+    np.testing.assert_allclose(seen["loss_labeled"], expected, rtol=1e-5)
+    np.testing.assert_allclose(seen["released_rate"], kept.mean(), rtol=1e-6)
 
 
 def test_no_released_label_gives_no_loss_and_no_nan():

@@ -51,6 +51,12 @@ def test_a_policy_that_crops_itself_is_cropped_in_the_middle():
     np.testing.assert_allclose(view(WEAK, crop=20), whole[:, 2:22, 2:22], atol=0.02)
 
 
+def test_a_policy_that_zooms_into_a_part_is_cropped_in_the_middle():
+    policy = Policy(flip=0.5, resized_crop=(1.0, 1.0))
+    whole = view(policy)
+    np.testing.assert_allclose(view(policy, crop=20), whole[:, 2:22, 2:22], atol=0.02)
+
+
 def test_ten_crops_move_each_crop_to_where_the_network_looks():
     ten = tta.variants(IMAGES, "ten_crop", 20)
     places = [(top, left) for top in (0, 4) for left in (0, 4)] + [(2, 2)]

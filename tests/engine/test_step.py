@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ferjax.engine.parallel import Layout, host
+from ferjax.engine.step import BoundNet
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,34 @@ def test_ema_follows_weights_and_statistics(one, small):
     for a, b in zip(leaves(ema), leaves(states[-1].ema), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
     assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(leaves(ema), leaves(now), strict=True))
+
+
+def test_the_net_of_a_loss_is_student_or_average_and_records_what_it_should(small):
+    x = np.random.default_rng(3).normal(size=(6, 16, 16, 1)).astype(np.float32)
+    model = small.model.clone(axis_name=None)
+
+    def variables(seed):
+        return model.init(jax.random.key(seed), x)
+
+    student, ema = variables(0), jax.tree.map(lambda v: v + 0.1, variables(1))
+
+    def output(ema, params):
+        net = BoundNet(model, params, student["batch_stats"], ema)
+        return net.teacher(x), net
+
+    expected = model.apply(ema, x)
+    np.testing.assert_array_equal(output(ema, student["params"])[0], expected)
+    assert np.abs(expected - model.apply(student, x)).max() > 1e-3
+    by_ema = jax.grad(lambda ema: output(ema, student["params"])[0].sum())(ema)
+    assert all((g == 0).all() for g in leaves(by_ema))
+
+    net = output(ema, student["params"])[1]
+    keys = jax.random.split(jax.random.key(2), len(x))
+    net(x, keys=keys, update=False)
+    assert net.batch_stats is student["batch_stats"]
+    net(x, keys=keys)
+    pairs = zip(leaves(net.batch_stats), leaves(student["batch_stats"]), strict=True)
+    assert all((a != b).any() for a, b in pairs)
 
 
 def test_resumed_steps_are_bit_equal(one, small):

@@ -138,6 +138,22 @@ def test_clean_encoder(norms):
         np.testing.assert_allclose(stats["mean"], 0.9 * old["mean"] + 0.1 * clean.mean[-1], 1e-4)
 
 
+@pytest.mark.parametrize("norms", ladder.NORMS)
+def test_bfloat16_does_not_round_logits(norms):
+    net = ladder.Ladder(cnn.Model(layers=LAYERS, dtype="bfloat16"), norms=norms)
+    variables = random_variables(net, images()[:1])
+
+    @jax.jit
+    def run(variables, x):
+        clean, _ = net.apply(variables, x, True, method="clean", mutable=["batch_stats"])
+        noisy = net.apply(variables, x, True, keys(), method="noisy")
+        return net.apply(variables, x), clean.logits, noisy.logits
+
+    for logits in run(variables, images()):
+        assert logits.dtype == jnp.float32
+        assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).any()
+
+
 def test_noise_has_sigma_at_every_rung_and_comes_from_each_image_s_key():
     """With kernels of 0 but for the noise nothing reaches a rung."""
     net = ladder.Ladder(cnn.Model(layers=LAYERS[:-1]), sigma=0.5)
