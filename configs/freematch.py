@@ -6,7 +6,10 @@ python -m ferjax.main --config=configs/freematch.py:cpu    small CNN, 2,870 labe
 Hyperparameters of the method are the published ones; :cpu changes them for its
 short schedule.
 
-Result: not measured yet.
+Result: not measured yet (needs a GPU).
+Result of :cpu, seed 0, 13 minutes of one core of an AMD EPYC (AVX-512), one JAX device
+(XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 57.54 %, best checkpoint by
+public_test (57.45 %; final EMA 57.12 %). Supervised on the same labels: 53.66 +- 0.92 %.
 """
 
 from pathlib import Path

@@ -7,7 +7,10 @@ Hyperparameters of the method are the published ones, but the alignment: FER2013
 unbalanced, so confidences are aligned to the labelled classes. :cpu changes others for its short
 schedule.
 
-Result: not measured yet.
+Result: not measured yet (needs a GPU).
+Result of :cpu, seed 0, 14 minutes of one core of an AMD EPYC (AVX-512), one JAX device
+(XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 56.92 %, best checkpoint by
+public_test (57.20 %; final EMA 56.53 %). Supervised on the same labels: 53.66 +- 0.92 %.
 """
 
 from pathlib import Path

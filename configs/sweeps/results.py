@@ -42,7 +42,10 @@ STUDIES = "https://arxiv.org/abs/1612.02903 (72.7 VGG, 72.4 ResNet, 75.2 eight n
 METHODS = ("adamatch", "fixmatch", "mixmatch", "uda", "freematch", "softmatch")
 # What two CPU cores compare with supervised training. The teachers of self_training's rows must be
 # there before: configs/self_training.py says how they are made.
-COMPARED = {10: ("self_training", "adamatch", "fixmatch"), 30: ("self_training",)}
+COMPARED = {
+    10: ("self_training", "adamatch", "freematch", "softmatch", "fixmatch"),
+    30: ("self_training",),
+}
 
 
 def get_sweep(cpu: bool = False) -> Sweep:
