@@ -71,8 +71,8 @@ def main() -> int:
         _compare_digests(other, data)
     subject = _subject(config, data, contender)
     target = subject.targets[0]
-    contender.check(target.classes)
-    other.check(target.classes)
+    for each in (contender, other):
+        each.check(target.classes, subject.images.shape[1:])
 
     record, lines = _score(config, data, subject, contender, other)
     if jax.process_index():

@@ -68,8 +68,8 @@ class Contender:
         """One of the members."""
         return Contender([self.workdirs[member]], [self.members[member]], self.views)
 
-    def check(self, classes: Sequence[str]) -> None:
-        """Raises UserError unless all members tell these classes apart, and no others.
+    def check(self, classes: Sequence[str], image_shape: tuple[int, ...]) -> None:
+        """Raises UserError unless all members see such images and tell these classes apart alone.
 
         Contempt may be one more: FER+'s eighth class, which is dropped.
         """
@@ -79,6 +79,12 @@ class Contender:
                 raise UserError(
                     f"{workdir} tells apart {', '.join(member.classes)}, what is scored "
                     f"{', '.join(classes)}: give runs on the same classes"
+                )
+            if tuple(member.image_shape) != tuple(image_shape):
+                sizes = (" x ".join(map(str, x)) for x in (member.image_shape, image_shape))
+                raise UserError(
+                    "{} was trained on images of {}, what is scored has {}: give runs on images of "
+                    "one size".format(workdir, *sizes)
                 )
 
 

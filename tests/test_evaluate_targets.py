@@ -98,7 +98,7 @@ def test_eight_classes_are_scored_on_seven():
     labels = rng.integers(0, 7, 60)
     target = Target("fer2013", SEVEN, np.arange(60), labels)
     eight = Contender(["a"], [trained(EIGHT, table)], "none")
-    eight.check(SEVEN)
+    eight.check(SEVEN, images.shape[1:])
     summary, logits = score(eight, eight.outputs(images), target)
     p = scipy.special.softmax(table[:60], -1)
     kept = p[:, :7] / p[:, :7].sum(1, keepdims=True)
@@ -111,7 +111,9 @@ def test_eight_classes_are_scored_on_seven():
     seven = trained(SEVEN, rng.normal(size=(256, 7)))
     both = Contender(["a", "b"], [*eight.members, seven], "none")
     other = scipy.special.softmax(seven.logits(images), -1)
-    both.check(SEVEN)
+    both.check(SEVEN, images.shape[1:])
+    with pytest.raises(UserError, match=r"a was trained on .*: give runs on images of one"):
+        both.check(SEVEN, (96, 96, 3))
     outputs = both.outputs(images)
     mean = both.combine(outputs, SEVEN)
     np.testing.assert_allclose(np.exp(mean), (kept + other) / 2)
@@ -124,7 +126,7 @@ def test_eight_classes_are_scored_on_seven():
     assert eight.combine(eight.outputs(images), EIGHT).shape == (60, 8)
     for contender, classes in ((both, EIGHT), (eight, SEVEN[:5])):
         with pytest.raises(UserError, match="give runs on the same classes"):
-            contender.check(classes)
+            contender.check(classes, images.shape[1:])
     with pytest.raises(UserError, match="and not contempt"):
         both.combine(outputs, EIGHT)
 

@@ -206,11 +206,15 @@ class ArrayBuilder(
                 try:
                     with _quiet():
                         super().download_and_prepare(**kwargs)
-                except OSError as error:
+                except (OSError, RuntimeError) as error:
+                    # ArrayRecord tells of a full disk by a RuntimeError.
+                    if isinstance(error, RuntimeError) and "writ" not in str(error):
+                        raise
                     # A process on another machine that shares the directory may have been first.
                     if not self.is_prepared():
+                        cause = getattr(error, "strerror", None) or error
                         raise UserError(
-                            f"cannot write {self.data_path} ({error.strerror or error}): give "
+                            f"cannot write {self.data_path} ({cause}): give "
                             "another folder with --config.data.data_dir= or TFDS_DATA_DIR"
                         ) from error
                 finally:

@@ -146,11 +146,8 @@ class Writer:
             self._owed += json.dumps(clean) + "\n"
             with contextlib.suppress(OSError):  # on a full disk; a save does not come before it
                 self._append()
-        if self._events is not None:
-            scalars = {
-                f"{row['kind']}/{k}": v for k, v in clean.items() if isinstance(v, int | float)
-            }
-            self._events.write_scalars(row["step"], scalars)
+        scalars = {f"{row['kind']}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}
+        self._show(lambda events: events.write_scalars(row["step"], scalars))
 
     def write_images(self, step: int, draw: Callable[[], dict[str, np.ndarray]]) -> None:
         """Pictures for TensorBoard, uint8 [N, H, W, 3] by name, if it is there.
@@ -160,7 +157,7 @@ class Writer:
         if self._events is None or time.monotonic() - self._pictured < PICTURE_SECONDS:
             return
         pictures = {f"eval/{name}": picture for name, picture in draw().items()}
-        self._events.write_images(step, pictures)
+        self._show(lambda events: events.write_images(step, pictures))
         self._pictured = time.monotonic()
 
     def flush(self) -> None:
@@ -172,8 +169,18 @@ class Writer:
         """
         self._flush_rows()
         if self._mirror and self._events is not None:
-            self._events.flush()
+            self._show(lambda events: events.flush())
             self._mirror.upload()
+
+    def _show(self, write: Callable[[Any], None]) -> None:
+        """Writes for TensorBoard, if it is there; its errors must not stop a training."""
+        if self._events is None:
+            return
+        try:
+            write(self._events)
+        except Exception as error:  # a full disk is no OSError to TensorFlow
+            log.warning("no more TensorBoard events: %s", error)
+            self._events = None
 
     def _append(self) -> None:
         """Appends the rows that are owed, all or none."""
@@ -197,8 +204,7 @@ class Writer:
 
     def close(self) -> None:
         """Flushes rows and events."""
-        if self._events is not None:
-            self._events.close()
+        self._show(lambda events: events.close())
         if self._active:
             try:
                 self._flush_rows()

@@ -51,13 +51,18 @@ class Profiler:
         """Writes the trace, if one is running."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
-            if self._mirror:
-                try:
+            # A full disk is a RuntimeError to XLA.
+            refused: tuple[type[BaseException], ...] = (
+                RuntimeError,
+                *write_errors(self._directory),
+            )
+            try:
+                jax.profiler.stop_trace()
+                if self._mirror:
                     self._mirror.close()
-                except write_errors(self._directory) as error:
-                    log.warning("the profile is not in %s: %s", self._directory, reason(error))
-                    return
+            except refused as error:
+                log.warning("the profile is not in %s: %s", self._directory, reason(error))
+                return
             log.info(
                 "profile written to %s: tensorboard --logdir, or ui.perfetto.dev", self._directory
             )

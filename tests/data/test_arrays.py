@@ -126,6 +126,23 @@ def test_other_pixels_than_were_prepared_are_refused(tiny_copy):
         load(tiny_copy)
 
 
+def test_a_disk_that_fills_while_a_set_is_prepared(tmp_path):
+    code = f"""
+import resource, signal
+from ferjax.config import UserError
+from ferjax.data import arrays
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    arrays.load("{TINY}", data_dir="{tmp_path}")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert f"cannot write {tmp_path}" in done.stdout, done.stderr
+    assert "File too large" in done.stdout
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*--config.data.data_dir="):

@@ -205,6 +205,20 @@ def test_tensorboard_events_are_read_back(tmp_path):
     assert [e.step for e in tensors] == [10, 20]
 
 
+def test_events_that_fail_stop_no_training(tmp_path, caplog):
+    def refuse(*_):
+        raise RuntimeError("File too large")
+
+    writer = Writer(tmp_path, 0)
+    writer._events = types.SimpleNamespace(write_scalars=refuse)
+    writer.write({"kind": "train", "step": 10, "loss": 1.0})
+    writer.write({"kind": "train", "step": 20, "loss": 1.0})
+    writer.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [10, 20]
+    assert caplog.text.count("no more TensorBoard events: File too large") == 1
+
+
 def test_count_parameters():
     assert count_parameters({"a": np.zeros((2, 3)), "b": {"c": np.zeros(4)}}) == 10
 
