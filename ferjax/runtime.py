@@ -11,6 +11,7 @@ flags `--coordinator`, `--num_processes` and `--process_id` or the environment s
 `--num_processes=1` trains alone whatever the environment says.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -18,6 +19,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +43,9 @@ MOST_CPU_DEVICES = 8
 # which never shrinks (M_TRIM_THRESHOLD=-1).
 RECYCLE = ((-8, 1), (-4, 0), (-1, -1))
 
+# Of a compiled program that is kept, in seconds; file systems note a reading once a day.
+UNUSED_AFTER = 60 * 24 * 3600.0
+
 # XLA flags of `config.deterministic`, by platform; a CPU and a TPU need none.
 DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
 
@@ -62,7 +67,9 @@ def start(batch_size: int, *, deterministic: bool = False, float64: bool = False
       float64: double precision.
 
     Raises:
-      UserError: the processes' flags or environment are incomplete.
+      UserError: the processes' flags or environment are incomplete, or they ask for devices that
+        this JAX does not know.
+      UnreachableError: the other processes, or the devices, did not answer.
     """
     if float64:
         jax.config.update("jax_enable_x64", True)
@@ -70,11 +77,14 @@ def start(batch_size: int, *, deterministic: bool = False, float64: bool = False
     join = from_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.num_processes is None and not join:
         join = from_environment(os.environ)
-    set_compilation_cache(os.environ, alone=not join)
     xla_flags(0 if join else batch_size, deterministic=deterministic)
     if join:
         how, arguments = join
         _initialize(how, arguments, FLAGS.join_timeout)
+    alone = _start_devices() == 1  # a TPU VM is several processes or one: only now it is known
+    set_compilation_cache(os.environ, alone=alone)
+    if join and jax.process_index() == 0:
+        log.info("distributed: %d processes, found by %s", jax.process_count(), how)
     if jax.process_index() > 0:
         for console in [*log.handlers]:
             log.removeHandler(console)  # process 0 speaks
@@ -143,6 +153,7 @@ def set_compilation_cache(environ: Mapping[str, str], *, alone: bool = True) -> 
     """Keeps compiled programs on disk, so that the same command starts faster the next time.
 
     In $XDG_CACHE_HOME/ferjax, or where JAX_COMPILATION_CACHE_DIR says; an empty one keeps none.
+    In the first, programs are removed that nobody has read for `UNUSED_AFTER` seconds.
     One of several processes keeps programs only where that variable says so: process 0 alone writes
     them, so it should name a directory that all share. With one of its own only process 0 would
     find its programs, and on GPUs others could wait for ever for its part of choosing kernels.
@@ -157,12 +168,25 @@ def set_compilation_cache(environ: Mapping[str, str], *, alone: bool = True) -> 
     if given:
         return
     home = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(home) / "ferjax" / "xla" / _machine()
+    programs = Path(home) / "ferjax" / "xla"
+    directory = programs / _machine()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # a read-only home: every start compiles
+    _remove_unused(programs)
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def _remove_unused(programs: Path) -> None:
+    """JAX's own limit of a cache's size wants a lock, which not all file systems have."""
+    now = time.time()
+    for file in programs.glob("*/*"):
+        with contextlib.suppress(OSError):  # another start may have removed it
+            status = file.stat()
+            # Some file systems don't note when a file was read: there all are written anew then.
+            if now - max(status.st_atime, status.st_mtime) > UNUSED_AFTER:
+                file.unlink()
 
 
 def _machine() -> str:
@@ -294,5 +318,21 @@ def _initialize(how: str, arguments: dict[str, Any], timeout: int) -> None:
         raise kind(f"the processes can't meet ({how}): {' '.join(str(error).split())}") from None
     finally:
         timer.cancel()
-    if jax.process_index() == 0:
-        log.info("distributed: %d processes, found by %s", jax.process_count(), how)
+
+
+def _start_devices() -> int:
+    """Starts JAX's backend; returns the number of processes."""
+    try:
+        return jax.process_count()
+    except (RuntimeError, AssertionError) as error:  # the latter: cuda, without its plugin
+        asked = os.environ.get("JAX_PLATFORMS")
+        said = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())[:300].rstrip(".")
+        said = f"JAX can't start its devices: {said or 'no such platform is installed'}"
+        unknown = not str(error) or "known backends" in said or "open libtpu.so" in said
+        if asked and unknown:
+            mend = (
+                f"JAX_PLATFORMS is {asked!r}, set it to a platform that is installed, or unset it"
+            )
+            raise UserError(f"{said}: {mend}") from None
+        # Another process may still hold them, and have ended at the next start.
+        raise UnreachableError(said) from None

@@ -230,6 +230,19 @@ def test_a_silent_holder_elsewhere_is_waited_for_and_taken_over(workdir, caplog_
     assert not list(workdir.glob("lock*"))
 
 
+def test_a_holder_that_slept_looks_before_its_next_beat(workdir):
+    held = BucketLock(workdir, beat=600, stale=599)
+    held.acquire()
+    held.check()
+    write_lock(workdir)
+    with pytest.raises(LostLockError, match="taken over by process 7 on elsewhere"):
+        held.check()
+    with pytest.raises(OvertakenError):
+        held._write()  # a beat that was under way
+    held.release()
+    assert json.loads((workdir / "lock").read_text()) == ELSEWHERE
+
+
 def test_a_holder_that_was_taken_over_writes_nothing_more(workdir):
     held = lock(workdir)
     held.acquire()

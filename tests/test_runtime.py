@@ -5,12 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
 
 from ferjax import runtime
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 
 
 @pytest.mark.parametrize(
@@ -111,24 +112,29 @@ def test_kubernetes_without_its_package():
         runtime.from_environment(environ)
 
 
+def start_alone(*args, **environ):
+    """A process that does nothing but start."""
+    code = """
+from ferjax import runtime
+from ferjax.command import run
+runtime.define_flags()
+run(lambda: runtime.start(8))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ},
+        timeout=100,
+    )
+
+
 def test_a_peer_that_never_comes_ends_with_a_line():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"""
-from absl import app, flags
-from ferjax import runtime
-runtime.define_flags()
-app.run(lambda _: runtime.start(8), argv=["x", "--coordinator=127.0.0.1:{port}",
-    "--num_processes=2", "--process_id=0", "--join_timeout=2"])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=100,
-    )
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
+    done = start_alone(*flags, "--join_timeout=2", JAX_PLATFORMS="cpu")
     assert done.returncode == 1, done.stderr
     assert f"not all processes met within 2 s at the coordinator (127.0.0.1:{port})" in done.stderr
 
@@ -178,6 +184,23 @@ def test_compiled_programs_are_kept_in_the_users_cache(settings, tmp_path):
     assert settings["jax_persistent_cache_min_compile_time_secs"] == 0
 
 
+def test_programs_that_nobody_uses_are_removed(settings, tmp_path):
+    programs = tmp_path / "ferjax" / "xla"
+    long_ago = time.time() - 2 * runtime.UNUSED_AFTER
+    for name, read, written in [
+        ("here/fresh", 1, 1),
+        ("here/read", 1, 0),
+        ("here/old", 0, 0),
+        ("another/old", 0, 0),
+    ]:
+        (programs / name).parent.mkdir(parents=True, exist_ok=True)
+        (programs / name).touch()
+        times = [time.time() if recent else long_ago for recent in (read, written)]
+        os.utime(programs / name, tuple(times))
+    runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path)})
+    assert {file.name for file in programs.glob("*/*")} == {"fresh", "read"}
+
+
 def test_the_users_own_choice_of_a_cache_stands(settings, tmp_path):
     given = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
@@ -202,6 +225,28 @@ def test_a_home_that_cant_be_written_is_no_error(settings, tmp_path):
     (tmp_path / "file").touch()
     runtime.set_compilation_cache({"XDG_CACHE_HOME": str(tmp_path / "file")})
     assert "jax_compilation_cache_dir" not in settings
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "no_such"])
+def test_devices_that_are_not_there(platform):
+    if platform in ("cuda", "tpu") and any(
+        map(importlib.util.find_spec, ("jax_cuda13_plugin", "libtpu"))
+    ):
+        pytest.skip("they may be there")
+    done = start_alone(JAX_PLATFORMS=platform)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ferjax: JAX can't start its devices: ")
+    assert f": JAX_PLATFORMS is {platform!r}, set it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_device_that_is_held_may_be_free_at_the_next_start(monkeypatch):
+    def held():
+        raise RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is in use")
+
+    monkeypatch.setattr(jax, "process_count", held)
+    with pytest.raises(UnreachableError, match=r"can't start its devices: Unable .* in use$"):
+        runtime._start_devices()
 
 
 TOUCH = """

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ferjax.config import UserError, find
-from ferjax.data.builder import ArrayBuilder, damaged, split_digest
+from ferjax.data.builder import ArrayBuilder, split_digest, unreadable
 from ferjax.data.stream import Joined, Records
 
 log = logging.getLogger("ferjax")
@@ -205,7 +205,7 @@ def read(
             digest=made.info.metadata["digest"],
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # ArrayRecord, TFDS, NumPy
-        raise damaged(made.data_path, error) from error
+        raise unreadable(made.data_path, error) from error
 
 
 def _on_disk(made: ArrayBuilder, name: str) -> Split:

@@ -7,6 +7,7 @@ TensorFlow as long as images are handed over already encoded.
 
 import abc
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -24,7 +25,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from google.protobuf.json_format import ParseError
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIDE = 48  # pixels
@@ -90,13 +91,40 @@ def dataset_digest(split_digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def damaged(path: str | os.PathLike[str], error: Exception) -> UserError:
-    """What to raise when prepared data cannot be read as it was written."""
+def unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
+    """What to raise when the prepared data in a folder cannot be read as it was written.
+
+    They are called damaged, and to be made anew, only if the system lets all their files be read.
+    """
+    if refused := _refused(Path(path), error):
+        where, why = refused.filename or os.fspath(path), refused.strerror
+        if isinstance(refused, PermissionError):
+            return UserError(
+                f"{where}: {why}: prepared data are to be readable, give yourself that right or "
+                "another folder with --config.data.data_dir= or TFDS_DATA_DIR"
+            )
+        return UnreachableError(f"the prepared data can't be read ({where}: {why})")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
         f"the prepared data in {os.fspath(path)} is damaged ({reason[:160]}): delete this folder "
         "and prepare again (python -m ferjax.data.prepare --dataset=NAME, or the same command)"
     )
+
+
+def _refused(folder: Path, error: Exception) -> OSError | None:
+    """What the system says against reading the files; None: a file is missing or changed."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return error
+    file = folder  # ArrayRecord's own errors don't say what the system said
+    try:
+        for file in filter(Path.is_file, folder.iterdir()):
+            with file.open("rb") as stream:
+                while stream.read(2**20):
+                    pass
+    except OSError as refused:
+        refused.filename = os.fspath(file)  # a failed read has none
+        return refused
+    return None
 
 
 @contextlib.contextmanager
@@ -160,7 +188,7 @@ class ArrayBuilder(
             # TFDS reads what lies in the version's folder last; before that nothing is damaged.
             path = getattr(self, "_data_dir", None)
             if path and os.path.exists(path):
-                raise damaged(path, error) from error
+                raise unreadable(path, error) from error
             raise
         self._faces: Mapping[str, Sequence[Face]] = {}
 
@@ -223,7 +251,7 @@ class ArrayBuilder(
                 with _quiet():
                     self.info.read_from_directory(self.data_path)
             except (OSError, ValueError, ParseError) as error:
-                raise damaged(self.data_path, error) from error
+                raise unreadable(self.data_path, error) from error
 
     def _log_download_bytes(self) -> None:
         """Nothing is printed: whoever called says what happens, and TFDS would use stdout."""

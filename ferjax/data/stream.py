@@ -23,7 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ferjax.config import UserError
 from ferjax.data import illumination
-from ferjax.data.builder import damaged
+from ferjax.data.builder import unreadable
 
 Positions = Callable[[int], np.ndarray]
 
@@ -89,7 +89,7 @@ class Records:
                 encoded = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
                 image[:] = np.asarray(cv2.imdecode(encoded, flag)).reshape(shape)
         except (OSError, RuntimeError, ValueError, LookupError, cv2.error) as error:
-            raise damaged(Path(self._paths[0]).parent, error) from error
+            raise unreadable(Path(self._paths[0]).parent, error) from error
         return illumination.apply(images, self._treatment)
 
 

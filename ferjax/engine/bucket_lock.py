@@ -68,6 +68,10 @@ class BucketLock(Lock):
     def _text(self) -> str:
         return self._object.read() or ""
 
+    def _look(self) -> str:
+        # Its own object: the one that beats must not learn of another's version.
+        return OwnedObject(self._workdir / "lock").read() or ""
+
     def _last_beat(self) -> Any:
         return self._object.version  # as of the last `_text`
 
@@ -94,6 +98,7 @@ class BucketLock(Lock):
                 return
             except self._errors as error:  # no way there; the next beat may succeed
                 log.debug("lock: %s", error)
+            self._awake = time.time()
 
     def _has_ended(self, holder: dict) -> bool:
         if holder.get("machine") != self._me["machine"]:

@@ -1,6 +1,7 @@
 """One trainer a workdir, on one host or on many that share it."""
 
 import abc
+import contextlib
 import errno
 import fcntl
 import json
@@ -32,10 +33,15 @@ class Lock(abc.ABC):
       lost: who has taken the workdir over, because this process seemed dead; "" if nobody.
     """
 
+    # What reading or writing it raises where it can't be reached.
+    _errors: tuple[type[Exception], ...] = (OSError,)
+
     def __init__(self, workdir: epath.Path, beat: float, stale: float) -> None:
         self._workdir, self._beat, self._stale = workdir, beat, stale
+        self._me: dict[str, Any] = {}
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._awake = time.time()  # when the heartbeat was last seen to
         self.lost = ""
 
     @abc.abstractmethod
@@ -56,6 +62,11 @@ class Lock(abc.ABC):
         Raises:
           LostLockError: another trainer has taken over, because this one seemed dead.
         """
+        # After a sleep (of a laptop, of a stopped process) the next beat may come too late.
+        if not self.lost and time.time() - self._awake > self._stale - self._beat:
+            self._awake = time.time()
+            with contextlib.suppress(*self._errors):  # the next beat may succeed
+                self._note(_parse(self._look()))
         if self.lost:
             raise LostLockError(
                 f"{self._workdir} was taken over by {self.lost} while this process did not "
@@ -99,11 +110,16 @@ class Lock(abc.ABC):
 
     def _holder(self) -> dict:
         """Who the lock names; {} if nobody."""
-        try:
-            content = json.loads(self._text() or "{}")
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _parse(self._text())
+
+    def _look(self) -> str:
+        """`_text`, for another thread than the one that beats."""
+        return self._text()
+
+    def _note(self, holder: dict) -> None:
+        """Sets `lost` if the holder is another than this process."""
+        if holder and holder.get("id") != self._me["id"]:
+            self.lost = name_of(holder)
 
     def _outwait(self, holder: dict) -> None:
         """Returns once a holder elsewhere is dead by its heartbeat.
@@ -211,19 +227,27 @@ class WorkdirLock(Lock):
     def _run(self) -> None:
         while not self._done.wait(self._beat):
             try:
-                holder = self._holder()
-                if holder and holder.get("id") != self._me["id"]:
-                    self.lost = name_of(holder)
+                self._note(self._holder())
+                if self.lost:
                     return
                 self._write()
             except OSError as error:  # a full or unreachable disk; the next beat may succeed
                 log.debug("lock: %s", error)
+            self._awake = time.time()
 
     def _write(self) -> None:
         # Of one length and in one piece, so that nobody reads half of it or nothing.
         text = json.dumps({**self._me, "beat": time.time()}).ljust(256)
         os.pwrite(self._file, text.encode(), 0)
         os.fsync(self._file)
+
+
+def _parse(text: str) -> dict:
+    try:
+        content = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def name_of(holder: dict) -> str:

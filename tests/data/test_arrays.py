@@ -1,6 +1,7 @@
 """Arrays from prepared data: right content, the digest, and what happens when it is damaged."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ferjax.config import UserError
+from ferjax.config import UnreachableError, UserError
 from ferjax.data import arrays
+from ferjax.data.builder import unreadable
 
 ALL = ("train", "public_test", "private_test")
 TINY = "synthetic_faces/tiny"
@@ -113,6 +115,24 @@ def test_damaged_records_are_refused(tiny_copy, file, damage):
     with pytest.raises(UserError, match=r"is damaged .* delete this folder") as caught:
         load(tiny_copy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="of Linux")
+@pytest.mark.parametrize("file", ["*train*", "dataset_info.json"])
+def test_a_disk_that_fails_is_no_damage(tiny_copy, file):
+    (path,) = (tiny_copy / "synthetic_faces/tiny/1.0.0").glob(file)
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # nothing is mapped at its start: EIO
+    with pytest.raises(UnreachableError, match=r"can't be read \(.*: Input/output error\)$"):
+        load(tiny_copy)
+
+
+def test_data_that_may_not_be_read_are_not_damaged(tmp_path):
+    refused = PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/metadata.json")
+    error = unreadable(tmp_path, refused)
+    assert type(error) is UserError
+    assert str(error).startswith(f"{tmp_path}/metadata.json: Permission denied: ")
+    assert "delete" not in str(error)
 
 
 def test_other_pixels_than_were_prepared_are_refused(tiny_copy):

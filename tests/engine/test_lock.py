@@ -165,6 +165,20 @@ def test_a_living_holder_on_another_host_is_respected(tmp_path):
         thread.join()
 
 
+def test_a_holder_that_slept_looks_before_its_next_beat(tmp_path):
+    # No beat comes in this test, and every check is as late as one after a sleep.
+    held = WorkdirLock(tmp_path, beat=600, stale=599)
+    held.acquire()
+    held.check()
+    (tmp_path / "lock").rename(tmp_path / "gone")
+    held.check()  # a file that can't be read says nothing
+    write(tmp_path)
+    with pytest.raises(LostLockError, match="taken over by process 7 on elsewhere"):
+        held.check()
+    held.release()
+    assert json.loads((tmp_path / "lock").read_text()) == ELSEWHERE
+
+
 def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path):
     held = lock(tmp_path)
     held.acquire()
