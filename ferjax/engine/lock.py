@@ -62,8 +62,10 @@ class Lock(abc.ABC):
         Raises:
           LostLockError: another trainer has taken over, because this one seemed dead.
         """
-        # After a sleep (of a laptop, of a stopped process) the next beat may come too late.
-        if not self.lost and time.time() - self._awake > self._stale - self._beat:
+        late = time.time() - self._awake > self._stale - self._beat
+        # After a sleep (of a laptop, of a stopped process) the next beat may come too late. Of
+        # several processes only the first holds the lock, and beats.
+        if late and self._thread is not None and not self.lost:
             self._awake = time.time()
             with contextlib.suppress(*self._errors):  # the next beat may succeed
                 self._note(_parse(self._look()))
