@@ -190,7 +190,7 @@ def _part(policy: Policy, numbers: jax.Array, h: int, w: int, crop: int) -> Affi
     """
     free = (h - crop, w - crop)
     top, left = (index(numbers[:, _CROP + i], room + 1) for i, room in enumerate(free))
-    if policy.crop or policy.resized_crop:
+    if policy.crop:
         top, left = (jnp.full_like(top, room // 2) for room in free)
     return affine(
         numbers.shape[0],
