@@ -1,8 +1,8 @@
 """Orbax checkpoints: what is saved, which are kept, and how they are read back.
 
 A checkpoint holds the state as host arrays (so it fits any number of devices and processes) and
-`meta`: the sums of the row being gathered, the best score so far, and a CRC-32 of every leaf,
-because Orbax restores a flipped bit without a word.
+`meta`: the sums of the row being gathered, the best score so far, and a CRC-32 of every leaf and
+of itself, because Orbax restores a flipped bit without a word.
 """
 
 import contextlib
@@ -114,6 +114,7 @@ class Checkpoints:
                         # one before.
                         self._manager.delete(step)
                     content = {**meta, "accuracy": accuracy, "crc": checksums(tree)}
+                    content["crc_meta"] = _crc(content)
                     self._manager.save(
                         step,
                         args=ocp.args.Composite(
@@ -215,9 +216,9 @@ class DamagedError(Exception):
 def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None if nothing was saved.
 
-    Process 0 chooses, the others read what it chose. Newer ones that are damaged are named in a
-    warning and moved to `<workdir>/damaged`, so that their steps can be saved again; nothing is
-    deleted. Call it before `Checkpoints` is made.
+    Process 0 chooses, the others read what it chose. Newer ones that are damaged, and older ones
+    whose score is, by which they are kept, are named in a warning and moved to `<workdir>/damaged`,
+    so that their steps can be saved again; nothing is deleted. Call it before `Checkpoints` is made.
 
     Args:
       workdir: of the run.
@@ -231,32 +232,48 @@ def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]
 
     def choose_whole() -> str | None:
         damaged: list[epath.Path] = []
+        whole = ""
         for path in reversed(saved(workdir)):
             try:
-                found.append(read(path))
+                if whole:
+                    _accuracy(path)
+                else:
+                    found.append(_restored(path, like))
+                    whole = str(path)
             except DamagedError as error:
                 log.warning("checkpoint %s is damaged and is left out: %s", path.name, error)
                 damaged.append(path)
-                continue
-            for old in damaged:
-                (workdir / "damaged").mkdir(exist_ok=True)
-                move(old, workdir / "damaged" / f"{old.name}-{time.time_ns()}")
-            return str(path)
-        if damaged:
+        if damaged and not whole:
             names = ", ".join(path.name for path in damaged)
             raise DamagedError(f"no checkpoint in {workdir} is whole (damaged: {names})")
-        return None
+        for path in damaged:
+            (workdir / "damaged").mkdir(exist_ok=True)
+            move(path, workdir / "damaged" / f"{path.name}-{time.time_ns()}")
+        return whole or None
 
     path = processes.first(choose_whole, errors=(UserError, UnreachableError, DamagedError))
     if path is None:
         return None
-    tree, meta = found[0] if found else read(epath.Path(path))
+    return found[0] if found else _restored(epath.Path(path), like)
+
+
+def _restored(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint's state in the form of `like`, and `meta`.
+
+    Raises:
+      DamagedError: it is not whole.
+      UserError: it is of another network than `like`.
+    """
+    tree, meta = read(path)
     if _shapes(to_state_dict(like)) != _shapes(tree):
         raise UserError(
             f"{path} holds other arrays than this config's network has: was it saved by another "
             "version of ferjax? Give another --workdir"
         )
-    return from_state_dict(like, tree), meta
+    try:
+        return from_state_dict(like, tree), meta
+    except (ValueError, KeyError) as error:  # of a part without arrays, which no sum covers
+        raise DamagedError(f"{path}: {' '.join(str(error).split())[:200]}") from error
 
 
 def saved(workdir: epath.Path) -> list[epath.Path]:
@@ -294,6 +311,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     wrong = [name for name, value in checksums(tree).items() if crc.get(name) != value]
     if wrong or len(crc) != len(jax.tree.leaves(tree)):
         raise DamagedError(f"{path}: the content of {(wrong or ['a leaf'])[0]} has changed")
+    if meta.get("crc_meta") not in (None, _crc(meta)):  # None: it is older than these sums
+        raise DamagedError(f"{path}: the content of meta has changed")
+    _accuracy(path)
     return tree, meta
 
 
@@ -303,7 +323,7 @@ def choose(workdir: epath.Path, which: str) -> epath.Path:
     "best" is the highest accuracy on public_test among those kept; the later one of equals.
 
     Raises:
-      UserError: there is none such; names those that there are.
+      UserError: there is none such, naming those that there are; or a score is damaged.
     """
     paths = {path.name: path for path in saved(workdir)}
     if not paths:
@@ -311,7 +331,13 @@ def choose(workdir: epath.Path, which: str) -> epath.Path:
     if which == "latest":
         return list(paths.values())[-1]
     if which == "best":
-        scores = [(_accuracy(path), int(name)) for name, path in paths.items()]
+        try:
+            scores = [(_accuracy(path), int(name)) for name, path in paths.items()]
+        except DamagedError as error:
+            raise UserError(
+                f"which checkpoint is the best can't be told ({error}): start the training command "
+                "again, which moves what is damaged aside, or name one with --checkpoint="
+            ) from None
         scored = [(accuracy, step) for accuracy, step in scores if accuracy is not None]
         if not scored:
             raise UserError(
@@ -340,8 +366,24 @@ def _shapes(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{leaf.shape}" for path, leaf in leaves}
 
 
+def _crc(meta: dict[str, Any]) -> int:
+    """CRC-32 of `meta` as JSON gives it back, without this sum itself."""
+    content = json.loads(json.dumps({k: v for k, v in meta.items() if k != "crc_meta"}))
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
 def _accuracy(path: epath.Path) -> float | None:
+    """On public_test, None where a checkpoint was not scored.
+
+    Raises:
+      DamagedError: meta and the file by which Orbax keeps the best differ, or can't be read.
+    """
+    metrics = path / "metrics" / "metrics"
     try:
-        return json.loads((path / "metrics" / "metrics").read_text()).get("accuracy")
-    except (OSError, ValueError):
-        return None
+        accuracy = json.loads((path / "meta" / "metadata").read_text())["accuracy"]
+        kept = json.loads(metrics.read_text())["accuracy"] if metrics.exists() else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: its score: {' '.join(str(error).split())[:200]}") from error
+    if accuracy != kept:
+        raise DamagedError(f"{path}: its score is {accuracy} in meta and {kept} in {metrics.name}")
+    return accuracy

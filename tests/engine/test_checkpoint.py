@@ -139,6 +139,78 @@ def test_a_damaged_checkpoint_is_named_and_left_out(tmp_path, caplog, monkeypatc
     )
 
 
+SCORE = "metrics/metrics"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        (SCORE, None, b""),
+        (SCORE, b"9", b"1"),
+        (SCORE, b"accuracy", b"accurbcy"),
+        (SCORE, None, None),
+        ("meta/metadata", b"0.9", b"0.8"),
+    ],
+    ids=["empty", "digit", "key", "missing", "meta"],
+)
+def test_a_damaged_score_is_named_and_counts_for_nothing(
+    tmp_path, caplog, monkeypatch, file, old, new
+):
+    save_all(tmp_path, {1: 0.9, 2: 0.2, 3: 0.4})
+    path = tmp_path / "checkpoints" / "1" / file
+    if new is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(old, new) if old else new)
+    with pytest.raises(UserError, match=r"best can't be told .*checkpoints/1: its score"):
+        checkpoint.choose(tmp_path, "best")
+    with pytest.raises(DamagedError):
+        checkpoint.read(tmp_path.absolute() / "checkpoints" / "1")
+    monkeypatch.setattr(logging.getLogger("ferjax"), "propagate", True)
+    with caplog.at_level("WARNING", logger="ferjax"):
+        state, _ = checkpoint.restore_latest(tmp_path, make_state(0))
+    assert equal(state, make_state(3))
+    assert "checkpoint 1 is damaged" in caplog.text
+    assert len(list((tmp_path / "damaged").glob("1-*"))) == 1
+    save_all(tmp_path, {4: 0.3})
+    assert checkpoint.choose(tmp_path, "best").name == "3"
+
+
+def test_every_flipped_bit_of_meta_is_seen(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.25})
+    path = tmp_path.absolute() / "checkpoints" / "2"
+    file = path / "meta" / "metadata"
+    whole, meta = file.read_bytes(), checkpoint.read(path)[1]
+    unseen = []
+    for place in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        try:
+            if checkpoint.read(path)[1] != meta:
+                unseen.append((place, data[place - 9 : place + 9]))
+        except DamagedError:
+            pass
+    # But of the sum's own name: without it the checkpoint is taken for an older one.
+    assert all(b"crc_me" in around or b"rc_meta" in around for _, around in unseen)
+
+
+def test_a_damaged_form_of_the_state_is_left_out(tmp_path, monkeypatch):
+    save_all(tmp_path, {1: 0.1, 2: 0.2})
+    read = checkpoint.read
+
+    def lacking(path):
+        tree, meta = read(path)
+        if path.name == "2":
+            del tree["extra"]  # a part without arrays
+        return tree, meta
+
+    monkeypatch.setattr(checkpoint, "read", lacking)
+    state, _ = checkpoint.restore_latest(tmp_path, make_state(0))
+    assert equal(state, make_state(1))
+    assert len(list((tmp_path / "damaged").glob("2-*"))) == 1
+
+
 def test_no_whole_checkpoint_is_an_error_and_moves_nothing(tmp_path):
     save_all(tmp_path, {1: 0.1, 2: 0.2})
     for step in (1, 2):
