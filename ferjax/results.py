@@ -253,6 +253,10 @@ def _collect(
     if _worth(summary) < _worth(kept):
         log.info("left out: %s: %s is of a longer run", workdir, path)
         return
+    lost = sorted(kept.get("scores", {}).keys() - summary["scores"].keys())
+    if lost and kept["state"] == "done":
+        log.info("left out: %s: %s has scores that it lacks: %s", workdir, path, ", ".join(lost))
+        return
     if _found(summary) == _found(kept):
         log.info("%s: %s says the same", workdir, path)  # and names the code of its own time
         return

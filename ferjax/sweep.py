@@ -3,7 +3,8 @@
 Each run is a `ferjax.main` of its own, in `<workdir>/<row>/<seed>`: it starts with all memory free,
 sets its own XLA flags, and takes nothing with it if it dies. The same command goes on where the
 last one stopped: what is finished is not run again, and what was cut goes on from its checkpoint.
-After each run `table.md`, `table.csv` and `plot.png` in the workdir are written anew.
+After each run `table.md`, `table.csv` and `plot.png` in the workdir are written anew, of all that
+has run there: --only and --seeds run a sweep part by part.
 
     --cpu                    the rows for two CPU cores
     --only=REGEX             rows whose whole name matches
@@ -25,14 +26,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from etils import epath
 
 from ferjax import config as configs
-from ferjax import results, rows
+from ferjax import results, rows, runtime
 from ferjax.analysis import figures, sweep_plot, tables
 from ferjax.command import run
 from ferjax.config import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, UserError
@@ -60,23 +61,32 @@ def main() -> int:
     """Runs what is missing; returns the exit status."""
     if not FLAGS.sweep:
         raise UserError("--sweep is missing: for example --sweep=configs/sweeps/label_ratio.py")
-    sweep = _chosen(rows.load(FLAGS.sweep, cpu=FLAGS.cpu))
+    several = runtime.from_environment(os.environ)
+    if several and several[0] != "TPU VM":  # which may be the only one
+        raise UserError(
+            f"a sweep is one process that starts its runs, and this is one of several "
+            f"({several[0]}): start it on one machine, or its runs one by one (launch/README.md)"
+        )
+    sweep, chosen = _chosen(rows.load(FLAGS.sweep, cpu=FLAGS.cpu))
     marks = ("_cpu" if FLAGS.cpu else "") + ("_quick" if FLAGS.quick else "")
     workdir = workdir_path(FLAGS.workdir or f"runs/{sweep.name}{marks}")
     with _Children() as children:
         deadline = time.monotonic() + 60 * FLAGS.stop_after_minutes
-        sweeper = Sweeper(sweep, workdir, children, deadline if FLAGS.stop_after_minutes else None)
+        sweeper = Sweeper(
+            *(sweep, workdir, children, deadline if FLAGS.stop_after_minutes else None),
+            chosen=chosen,
+        )
         return sweeper.run(finish=FLAGS.finish)
 
 
-def _chosen(sweep: rows.Sweep) -> rows.Sweep:
-    """The rows that the flags name, with their seeds, checked.
+def _chosen(sweep: rows.Sweep) -> tuple[rows.Sweep, dict[str, tuple[int, ...]]]:
+    """All rows, as small as the flags say, and the seeds of those that are to be run.
 
     Raises:
-      UserError: there are none, or one's config is wrong.
+      UserError: there are none, or a row's config is wrong.
     """
     try:
-        chosen = [row for row in sweep.rows if re.fullmatch(FLAGS.only or ".*", row.name)]
+        chosen = [row.name for row in sweep.rows if re.fullmatch(FLAGS.only or ".*", row.name)]
     except re.error as error:
         raise UserError(f"--only={FLAGS.only}: not a regular expression: {error}") from None
     if not chosen:
@@ -87,20 +97,20 @@ def _chosen(sweep: rows.Sweep) -> rows.Sweep:
         raise UserError(
             f"--seeds={','.join(FLAGS.seeds)}: whole numbers with commas, such as 0,1,2"
         )
-    names = [row.name for row in chosen]
-    out = []
-    for row in chosen:
-        row = rows.shrink(row, sweep.root) if FLAGS.quick else row
-        row = dataclasses.replace(row, beats=row.beats if row.beats in names else "")
-        if FLAGS.quick:
-            row = dataclasses.replace(row, published=None, source="", reach=None, beats="")
-        if seeds:
-            row = dataclasses.replace(row, seeds=tuple(sorted(set(map(int, seeds)))))
-        out.append(row)
+    given = tuple(sorted(set(map(int, seeds))))
     if FLAGS.quick:
-        note = "Tried out for some steps on a few drawn faces: the figures mean nothing."
-        sweep = dataclasses.replace(sweep, title=f"{sweep.title}, --quick", note=note)
-    return dataclasses.replace(sweep, rows=out)
+        sweep = _quick(sweep, given)
+    return sweep, {row.name: given or row.seeds for row in sweep.rows if row.name in chosen}
+
+
+def _quick(sweep: rows.Sweep, seeds: tuple[int, ...]) -> rows.Sweep:
+    nothing: dict[str, Any] = {"published": None, "source": "", "reach": None, "beats": ""}
+    small = [
+        dataclasses.replace(rows.shrink(row, sweep.root), seeds=seeds, **nothing)
+        for row in sweep.rows
+    ]
+    note = "Tried out for some steps on a few drawn faces: the figures mean nothing."
+    return dataclasses.replace(sweep, title=f"{sweep.title}, --quick", note=note, rows=small)
 
 
 class Sweeper:
@@ -111,6 +121,7 @@ class Sweeper:
       workdir: of the sweep.
       children: starts processes.
       deadline: on `time.monotonic`'s clock; None: none.
+      chosen: names of the rows that are to be run, and for which seeds; None: all with their own.
 
     Raises:
       UserError: a row's config is wrong. This comes before anything is run.
@@ -122,17 +133,21 @@ class Sweeper:
         workdir: epath.Path,
         children: "_Children",
         deadline: float | None = None,
+        chosen: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self._sweep, self._workdir = sweep, workdir
         self._children, self._deadline = children, deadline
-        self._configs: dict[tuple[str, int], Any] = {}
+        everything = {row.name: row.seeds for row in sweep.rows}
+        self._chosen = everything if chosen is None else chosen
+        self._configs: dict[str, Any] = {}  # with the row's first seed
+        self._digests: dict[str, str] = {}  # the same for all seeds
         homes: dict[Any, str] = {}
-        self._home: dict[str, str] = {}  # rows that train the same share their runs
+        # Rows that train the same share their runs, whichever of them are chosen.
+        self._home: dict[str, str] = {}
         for row in sweep.rows:
             config = rows.configuration(row, row.seeds[0], sweep.root)
-            for seed in row.seeds:
-                self._configs[row.name, seed] = rows.with_seed(config, row, seed)
-            trained = (rows.digest(config), row.split_seed)
+            self._configs[row.name], self._digests[row.name] = config, rows.digest(config)
+            trained = (self._digests[row.name], row.split_seed)
             self._home[row.name] = homes.setdefault(trained, row.name)
 
     def run(self, *, finish: bool) -> int:
@@ -141,7 +156,7 @@ class Sweeper:
         Args:
           finish: read private_test too.
         """
-        jobs = [(row, seed) for row in self._sweep.rows for seed in row.seeds]
+        jobs = [(row, seed) for row in self._sweep.rows for seed in self._seeds(row)]
         failed, done = [], set()
         status = EXIT_OK
         for i, (row, seed) in enumerate(jobs):
@@ -170,6 +185,10 @@ class Sweeper:
             log.info("stopped, saved: start again to go on")
         return status
 
+    def _seeds(self, row: Row) -> tuple[int, ...]:
+        """For which a row is to be run; () if it is not chosen."""
+        return self._chosen.get(row.name, ())
+
     def _place(self, row: Row, seed: int) -> epath.Path:
         return self._workdir / self._home[row.name] / str(seed)
 
@@ -181,9 +200,9 @@ class Sweeper:
         place = self._place(row, seed)
         if not (place / "eval" / "final.json").exists():
             return False
-        theirs, mine = configs.load(place / "config.json"), self._configs[row.name, seed]
-        same = theirs.seed == mine.seed and rows.has_split_of(row, theirs)
-        return same and rows.digest(theirs) == rows.digest(mine)
+        theirs = configs.load(place / "config.json")
+        same = theirs.seed == seed and rows.has_split_of(row, theirs)
+        return same and rows.digest(theirs) == self._digests[row.name]
 
     def _train(self, row: Row, seed: int) -> tuple[int, str]:
         """Runs `ferjax.main`; returns its status and, if it failed, why."""
@@ -206,7 +225,7 @@ class Sweeper:
         place, root = self._place(row, seed), self._sweep.root
         summary = results.summarize(
             place,
-            self._configs[row.name, seed],
+            rows.with_seed(self._configs[row.name], row, seed),
             row=self._home[row.name],
             command=rows.command(row, seed, root),
             failed=failed,
@@ -221,10 +240,11 @@ class Sweeper:
         """Runs `ferjax.evaluate` where a score is wanted and not there; returns what failed."""
         failed = []
         for row in self._sweep.rows:
-            places = [self._place(row, s) for s in row.seeds if self._finished(row, s)]
+            seeds = self._seeds(row)
+            places = [self._place(row, seed) for seed in seeds if self._finished(row, seed)]
             together = "ensemble" in row.scored
             if together:
-                complete = 1 < len(places) == len(row.seeds)
+                complete = 1 < len(places) == len(seeds)
                 groups = [",".join(map(str, places))] if complete else []
             else:
                 groups = [str(place) for place in places]
@@ -249,24 +269,37 @@ class Sweeper:
                     status, reason = self._children.call("evaluate", arguments)
                     if status != EXIT_OK:
                         failed.append(f"{row.name}, {name}: {reason}")
-            for seed in row.seeds:
+            for seed in seeds:
                 if self._finished(row, seed):
                     self._summarize(row, seed)
         return failed
 
+    def _summaries(self, row: Row) -> dict[int, results.Summary]:
+        """Of all runs of a row that are there, by seed."""
+        home, found = self._workdir / self._home[row.name], {}
+        for place in sorted(home.glob("[0-9]*")):
+            summary = results.read_json(place / "summary.json")
+            # A row may have been changed since.
+            same = summary.get("config_digest") == self._digests[row.name]
+            if same and results.has_split_of(row, summary):
+                found[summary["seed"]] = summary
+        return found
+
     def _write(self) -> str:
-        """Writes table and plot of everything so far; returns the table."""
-        found: dict[str, dict[int, results.Summary]] = {}
+        """Writes table and plot of the chosen rows and of all that were run; returns the table."""
+        found = {row.name: self._summaries(row) for row in self._sweep.rows}
+        names = {*self._chosen, *(name for name, runs in found.items() if runs)}
+        shown = []
         for row in self._sweep.rows:
-            for seed in row.seeds:
-                summary = results.read_json(self._place(row, seed) / "summary.json")
-                # A row may have been changed since.
-                digest = rows.digest(self._configs[row.name, seed])
-                if summary.get("config_digest") == digest and results.has_split_of(row, summary):
-                    found.setdefault(row.name, {})[seed] = summary
-        lines = list(results.lines(self._sweep, found).values())
+            seeds = tuple(sorted({*row.seeds, *found[row.name]}))
+            if "ensemble" in row.scored:
+                seeds = self._seeds(row) or row.seeds  # those that are put together
+            beats = row.beats if row.beats in names else ""
+            if row.name in names:
+                shown.append(dataclasses.replace(row, seeds=seeds, beats=beats))
+        lines = list(results.lines(dataclasses.replace(self._sweep, rows=shown), found).values())
         table = tables.readable(lines).markdown()
-        sources = [f"- {s}" for s in dict.fromkeys(row.source for row in self._sweep.rows) if s]
+        sources = [f"- {s}" for s in dict.fromkeys(row.source for row in shown) if s]
         text = "\n".join([f"# {self._sweep.title}", "", table, *sources, "", self._sweep.note])
         figure = sweep_plot.draw(lines, x_label=self._sweep.x_label)
         files = {

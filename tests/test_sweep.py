@@ -160,7 +160,10 @@ def collected(sweep_file, workdir, tmp_path):
     (workdir / "few/0/summary.json").unlink()
     results._collect(place, plan, digests, directory)
     assert json.loads((directory / "few/0.json").read_text()) == marked
-    # A shorter run does not take its place.
+    # One whose scores are others does not take its place, nor does a shorter run.
+    (directory / "few/0.json").write_text(
+        json.dumps({**marked, "scores": {"public_test_flip": first["scores"]["private_test"]}})
+    )
     kept = (directory / "few/0.json").read_text()
     (workdir / "few/0/eval/final.json").unlink()
     results._collect(place, plan, digests, directory)
@@ -194,6 +197,46 @@ def test_the_table_of_collected_runs_is_written(sweep_file, tmp_path, monkeypatc
         monkeypatch.setattr(results, "FLAGS", types.SimpleNamespace(**{**given, flag: value}))
         with pytest.raises(UserError, match=message):
             results.main()
+
+
+def test_a_sweep_is_run_part_by_part(sweep_file, tmp_path, monkeypatch):
+    """Rows that train the same share a run, whichever is chosen, and all runs are in the table."""
+    place = results.epath.Path(tmp_path)
+    given = {"sweep": str(sweep_file), "only": "same", "cpu": False, "quick": True, "seeds": ["1"]}
+    done = {"state": "done", "public_test": {"best": 0.4321, "best_epoch": 1, "final": 0.4}}
+
+    def sweeper():
+        monkeypatch.setattr(sweep, "FLAGS", types.SimpleNamespace(**given))
+        plan, chosen = sweep._chosen(rows.load(sweep_file))
+        return plan, sweep.Sweeper(plan, place, Failing(1), chosen=chosen)
+
+    plan, made = sweeper()
+    assert made.run(finish=False) == 1
+    (path,) = tmp_path.glob("*/*/summary.json")
+    assert path == tmp_path / "few" / "1" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **done}))
+    assert made._write().count("43.21") == 2
+    given |= {"only": "few", "seeds": ["0"]}
+    assert sweeper()[1].run(finish=False) == 1
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("43.21") == 2
+    assert table.count("seed 0 failed") == 2
+    given |= {"only": "few", "quick": False, "seeds": []}
+    plan, made = sweeper()
+    assert [row.name for row in plan.rows] == ["few", "same"]
+    assert (made._seeds(plan.rows[0]), made._seeds(plan.rows[1])) == ((0, 1, 2), ())
+    table = made._write()  # of other configs than the small ones'
+    assert "few" in table
+    assert "same" not in table
+
+
+def test_one_of_several_processes_runs_no_sweep(monkeypatch):
+    monkeypatch.setattr(sweep, "FLAGS", types.SimpleNamespace(sweep="configs/sweeps/results.py"))
+    step = {"JOB_ID": "1", "STEP_NODELIST": "a,b", "PROCID": "0", "LOCALID": "0", "NTASKS": "2"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match=r"one of several \(SLURM\): start it on one machine"):
+        sweep.main()
 
 
 class Failing:

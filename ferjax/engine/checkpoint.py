@@ -217,8 +217,9 @@ def restore_latest(workdir: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]
     """The newest checkpoint that is whole, or None if nothing was saved.
 
     Process 0 chooses, the others read what it chose. Newer ones that are damaged, and older ones
-    whose score is, by which they are kept, are named in a warning and moved to `<workdir>/damaged`,
-    so that their steps can be saved again; nothing is deleted. Call it before `Checkpoints` is made.
+    whose score is, by which they are kept, are named in a warning and moved to
+    `<workdir>/damaged`, so that their steps can be saved again; nothing is deleted. Call it before
+    `Checkpoints` is made.
 
     Args:
       workdir: of the run.
