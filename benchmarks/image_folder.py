@@ -23,7 +23,10 @@ import cv2
 import numpy as np
 from common import emit, machine
 
+from ferjax.data.image_folder import ImageFolder
+
 ROOT = Path(__file__).parent.parent
+VERSION = str(ImageFolder.VERSION)
 CLASSES = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
@@ -43,7 +46,7 @@ def main() -> int:
         again = prepare(pictures, Path(work, "killed"))
         same = digest(Path(work, "whole")) == digest(Path(work, "killed"))
         left = [p.name for p in Path(work, "killed/image_folder").glob("48_*/*")]
-    stray = [name for name in left if not name.startswith(("incomplete.", "1.0.0"))]
+    stray = [name for name in left if not name.startswith(("incomplete.", VERSION))]
     record = {
         "benchmark": "image_folder",
         "images": args.images,
@@ -106,7 +109,7 @@ def prepare(pictures: Path, data_dir: Path, kill_after: float = 0.0) -> dict[str
 
 
 def digest(data_dir: Path) -> str:
-    (found,) = data_dir.glob("image_folder/*/1.0.0/metadata.json")
+    (found,) = data_dir.glob(f"image_folder/*/{VERSION}/metadata.json")
     return json.loads(found.read_text())["digest"]
 
 

@@ -297,7 +297,7 @@ def load(path: epath.Path) -> FrozenConfigDict:
         return finalize(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not there: is {path.parent} a ferjax workdir?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not a config: {error}") from None
 
 

@@ -87,7 +87,13 @@ def test_saved_and_loaded_configs_are_equal(tmp_path):
     assert configs.differences(c, configs.load(tmp_path / "config.json")) == []
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 3, "nothing": 1}', '"x"'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{", '{"epochs": 3, "nothing": 1}', '"x"', '{"a.b": 1}'),
+        '{"views": {"weak": {"policy": {}}}}',
+    ],
+)
 def test_a_config_from_elsewhere_is_checked(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError):

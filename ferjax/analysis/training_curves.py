@@ -32,6 +32,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
     ]
     pseudo = [
         _trained(rows, "above the threshold", "mask_rate"),
+        *_by_source(rows),
         _trained(rows, "pseudo-labels right", "pseudo_label_accuracy"),
     ]
     rate = [_trained(rows, "", "learning_rate")]
@@ -48,6 +49,16 @@ def draw(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
         (name, figures.curves([x for x in lines if x], y_label=label, percent=percent), caption)
         for name, lines, label, percent, caption in drawings
         if any(lines)
+    ]
+
+
+def _by_source(rows: Sequence[dict[str, Any]]) -> list[Series | None]:
+    """The mask rates of images whose hidden label is known, and of other pictures, if there are."""
+    if not any(row.get("mask_rate_unknown") is not None for row in rows):
+        return []
+    return [
+        _trained(rows, "above, own images", "mask_rate_known"),
+        _trained(rows, "above, pictures without label", "mask_rate_unknown"),
     ]
 
 

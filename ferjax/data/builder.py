@@ -105,6 +105,11 @@ def unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
             )
         return UnreachableError(f"the prepared data can't be read ({where}: {why})")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if "File format is already set" in reason:
+        return UserError(
+            f"the prepared data in {os.fspath(path)} are of another file format than is wanted "
+            f"({reason[:160]}): give another data_dir"
+        )
     return UserError(
         f"the prepared data in {os.fspath(path)} is damaged ({reason[:160]}): delete this folder "
         "and prepare again (python -m ferjax.data.prepare --dataset=NAME, or the same command)"
@@ -172,6 +177,9 @@ class ArrayBuilder(
 
     Features: `image` uint8 [H, W, C], `label` ClassLabel, `row` int32. Records lie in row order.
     `info.metadata` holds `digest` (all splits) and `split_digests`.
+
+    `tfds.data_source(NAME)` reads it. TFDS makes no `tf.data` of ArrayRecord: with TensorFlow,
+    `tfds.load(NAME, data_dir=ANOTHER, builder_kwargs={"file_format": "tfrecord"})`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -225,6 +233,7 @@ class ArrayBuilder(
             UserError: the source is wrong, or the data directory cannot be written.
         """
         if self.is_prepared() and self.info.splits:
+            self._remove_stale()
             return
         with _one_at_a_time(self.data_path.absolute()):
             if not self.is_prepared():

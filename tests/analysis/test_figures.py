@@ -124,6 +124,19 @@ def test_training_curves_are_means_of_what_is_there():
     assert training_curves.draw([]) == []
 
 
+def test_mask_rates_are_shown_apart_where_pictures_without_label_are_used():
+    def labels(**rates):
+        rows = [{"kind": "train", "epoch": i, "mask_rate": 0.5, **rates} for i in range(3)]
+        ((name, figure, _),) = training_curves.draw(rows)
+        assert name == "pseudo_labels"
+        return {line.get_label(): line.get_ydata()[0] for line in figure.axes[0].lines}
+
+    assert len(labels(mask_rate_known=0.5, mask_rate_unknown=None)) == 1
+    shown = labels(mask_rate_known=0.6, mask_rate_unknown=0.2)
+    assert shown["above, own images"] == 60
+    assert shown["above, pictures without label"] == 20
+
+
 def test_pages_escape_what_they_are_given():
     made = page.page("<i>", [("a", "A & B", page.table(("<x>",), [("<y>",)]))], "")
     assert "<title>&lt;i&gt;</title>" in made

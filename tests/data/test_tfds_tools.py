@@ -11,7 +11,8 @@ import simple_parsing
 import tensorflow_datasets as tfds
 from tensorflow_datasets.scripts.cli import build
 
-from ferjax.data import fer2013, image_folder, synthetic_faces
+from ferjax.config import UserError
+from ferjax.data import arrays, fer2013, image_folder, synthetic_faces
 
 SETS = {
     "fer2013": (fer2013.Fer2013, "jpeg", {"train": 42, "public_test": 14, "private_test": 14}),
@@ -95,6 +96,24 @@ def test_preparing_again_touches_nothing(prepared):
 
 def _files(builder):
     return sorted(Path(builder.data_path).iterdir())
+
+
+def test_tfds_load(prepared_tiny, tmp_path):
+    """TFDS makes a tf.data of TFRecord files alone."""
+    pytest.importorskip("tensorflow")
+    kwargs = {"data_dir": tmp_path, "builder_kwargs": {"file_format": "tfrecord"}}
+    read, info = tfds.load("synthetic_faces/tiny", split="train", with_info=True, **kwargs)
+    source = tfds.data_source("synthetic_faces/tiny", split="train", data_dir=prepared_tiny)
+    for count, (record, other) in enumerate(zip(read.as_numpy_iterator(), source, strict=True)):
+        if count % 50 == 0:
+            np.testing.assert_array_equal(record["image"], other["image"])
+        assert (record["row"], record["label"]) == (other["row"], other["label"])
+    assert (
+        info.metadata["digest"]
+        == arrays.load("synthetic_faces/tiny", data_dir=prepared_tiny, splits=["train"]).digest
+    )
+    with pytest.raises(UserError, match="are of another file format"):
+        arrays.load("synthetic_faces/tiny", data_dir=str(tmp_path), splits=["train"])
 
 
 def test_tfds_build(prepared, sources, tmp_path, monkeypatch):
