@@ -6,7 +6,10 @@ python -m ferjax.main --config=configs/mixmatch.py:cpu    small CNN, 2,870 label
 Hyperparameters of the method are the published ones; :cpu has a tenth of lambda_u and half of the
 training to reach it.
 
-Result: not measured yet.
+Result: not measured yet (needs a GPU).
+Result of :cpu, seed 0, 27 minutes of one core of an AMD EPYC (AVX-512), one JAX device
+(XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 57.59 %, best checkpoint by
+public_test (56.92 %; final EMA 56.70 %). Supervised, the same labels and seed: 54.58.
 """
 
 from pathlib import Path

@@ -6,7 +6,10 @@ python -m ferjax.main --config=configs/uda.py:cpu    small CNN, 2,870 labels; tw
 Hyperparameters of the method are the published ones; :cpu has fewer unlabelled images a
 step, and each kind of view in a forward of its own (BUILD_NOTES.md).
 
-Result: not measured yet.
+Result: not measured yet (needs a GPU).
+Result of :cpu, seed 0, 14 minutes of one core of an AMD EPYC (AVX-512), one JAX device
+(XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 55.81 %, best checkpoint by
+public_test (56.56 %; final EMA 55.61 %). Supervised, the same labels and seed: 54.58.
 """
 
 from pathlib import Path
