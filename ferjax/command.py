@@ -44,7 +44,7 @@ def run(main: Callable[[], int | None]) -> None:
     # A file's name may hold bytes that are no text.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # ferjax's own lines; those of other libraries go nowhere unless a command adds a log file.
-    console = logging.StreamHandler(sys.stdout)
+    console = _Console(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(console)
     log.setLevel(logging.INFO)
@@ -89,6 +89,13 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(status or EXIT_OK)
 
     app.run(guarded, flags_parser=parse)
+
+
+class _Console(logging.StreamHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Silence where nobody reads any more: `... | head`."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
 
 
 def out_of_memory(error: RuntimeError, mend: str) -> str:

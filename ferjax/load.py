@@ -245,9 +245,12 @@ def _several(images: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     array = np.asarray(images)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3)):
         return [array]
-    if array.ndim in (3, 4):
+    if array.ndim == 4 or (array.ndim == 3 and array.shape[-1] > 4):
         return list(array)
-    raise UserError(f"images of shape {array.shape}: give one image, a list, or [N, H, W(, C)]")
+    raise UserError(
+        f"images of shape {array.shape}: give one image, grey or RGB without transparency, a list, "
+        "or [N, H, W(, C)]"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
+from ferjax import results
 from ferjax.analysis import calibration, figures, page, scores, training_curves
 from ferjax.analysis.reliability import Bin, reliability
 from ferjax.augment import policies
@@ -230,7 +231,10 @@ class Report:
             ("Most confident errors", order[~right[order]][::-1][:FACES]),
             ("Least confident hits", order[right[order]][:FACES]),
         )
-        return "".join(f"<h3>{name}</h3>{self._sheet(rows)}" for name, rows in sheets)
+        return "".join(
+            f"<h3>{name}</h3>{self._sheet('faces_' + name.lower().replace(' ', '_'), rows)}"
+            for name, rows in sheets
+        )
 
     def views(self) -> str:
         """An image of each of a few classes, as it is and as training sees it."""
@@ -270,7 +274,7 @@ class Report:
             "Bright: what speaks for the predicted class (Grad-CAM on the last feature map, scaled "
             "to each image's greatest value). It is coarse, and no proof of what decides."
         )
-        return self._sheet(rows, heat) + page.note(text)
+        return self._sheet("gradcam", rows, heat) + page.note(text)
 
     def features(self) -> str:
         """The last layer's inputs in their two main directions."""
@@ -314,6 +318,7 @@ class Report:
         values = {
             "step": self.rows[-1]["step"] if self.rows else 0,
             "training time": f"{seconds / 60:,.1f} minutes" if seconds else "not known",
+            "devices": self._devices(),
             "this report: code": configs.code_version(),
             "this report: devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
@@ -322,6 +327,14 @@ class Report:
             f"<details><summary>config.json</summary><pre>{page.escape(text)}</pre></details>"
         )
 
+    def _devices(self) -> str:
+        """Those of the run's last start."""
+        machine = results.machine(self.workdir)
+        if not machine["devices"]:
+            return "not known"
+        processes = machine["processes"]
+        return f"{machine['devices']} x {machine['device']}, {processes} process(es)"
+
     def _classes(self) -> tuple[str, ...]:
         return tuple(self.scored.data.class_names) if self.scored else ()
 
@@ -329,10 +342,10 @@ class Report:
         self.drawn[name] = figure
         return figures.svg(figure, caption), caption
 
-    def _sheet(self, rows: np.ndarray, heat: np.ndarray | None = None) -> str:
+    def _sheet(self, name: str, rows: np.ndarray, heat: np.ndarray | None = None) -> str:
         assert self.scored
         names, images = self._classes(), self.scored.data.splits[SPLIT].images
-        shown = []
+        shown, drawn, lines = [], [], []
         for place, row in enumerate(rows):
             true, found = self.labels[row], self.probabilities[row].argmax()
             kind = "right" if true == found else "wrong"
@@ -342,7 +355,12 @@ class Report:
             text = f"a face labelled {names[true]}, predicted {said}"
             image = images[row] if heat is None else _lit(images[row], heat[place])
             shown.append((_png(image), text, caption))
-        return page.faces(shown) if shown else page.note("There are none.")
+            drawn.append(image)
+            lines.append((names[true], said, bool(true == found)))
+        if not shown:
+            return page.note("There are none.")
+        self.drawn[name] = figures.faces(drawn, lines)
+        return page.faces(shown)
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -113,7 +113,7 @@ def summarize(
             "final": final.get("accuracy"),
         },
         "scores": _scores(workdir),
-        "machine": _machine(workdir),
+        "machine": machine(workdir),
         "code": configs.code_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -305,7 +305,7 @@ def stale(workdir: epath.Path, score: Mapping[str, Any]) -> bool:
     return checkpoint.choose(workdir, "best").name != str(score.get("step"))
 
 
-def _machine(workdir: epath.Path) -> Summary:
+def machine(workdir: epath.Path) -> Summary:
     """The devices of the run's last start, by its log; CPU and JAX as they are here and now."""
     log_file = workdir / "logs" / "process_0.log"
     text = log_file.read_text() if log_file.exists() else ""

@@ -159,7 +159,8 @@ def test_fit_against_pillow():
         (np.full((4, 4), 1.5), "floats from 1.5 to 1.5"),
         (np.full((4, 4), np.nan), "floats from nan to nan"),
         (np.zeros((4, 4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
-        (np.zeros((2, 2, 2, 2, 1), np.uint8), "give one image, a list"),
+        (np.zeros((2, 2, 2, 2, 1), np.uint8), "give one image, grey or RGB"),
+        (np.zeros((9, 9, 4), np.uint8), "RGB without transparency, a list"),
         ([np.zeros((4, 4), np.uint8), np.zeros((0, 4), np.uint8)], "image 1: shape"),
     ],
 )

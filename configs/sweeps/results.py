@@ -20,11 +20,12 @@ Accuracies are percent, the mean and the sample standard deviation over seeds. "
 checkpoint with the highest accuracy of the EMA weights on public_test (3,589 images; the 95 %
 interval of one run at 55 % is +- 1.6), which is then scored on private_test, once. "clean" is
 private_test without the images that have an exact copy in train. "reached" compares the mean on
-private_test, or on public_test's best as long as private_test was not read. "on": C is run on CPU
-cores, G waits for a GPU. "minutes" are those of training by the clock, whatever else ran. One seed
-proves little. Rows of 10 and 30 % labels have one labelled subset for all seeds, so that their
-deviation is without the luck of the draw; and 3,589 labels to choose the best checkpoint by are
-more than most of them train on: hence "final". The configs are in `configs/sweeps/results.py` and
+private_test, or on public_test's best as long as private_test was not read; two rows on the seeds
+that both have. "on": C is run on CPU cores, G waits for a GPU. "minutes" are those of training by
+the clock, whatever else ran. One seed proves little. In the comparison of methods on 10 and 30 % of
+the labels all seeds have one labelled subset, so that their deviation is without the luck of the
+draw; and 3,589 labels to choose the best checkpoint by are more than most of them train on: hence
+"final". The configs are in `configs/sweeps/results.py` and
 the files that it names, the commands in `results/*/*.json`; with the XLA_FLAGS that make one JAX
 device (`--xla_force_host_platform_device_count=1`) a CPU gives the same figures.
 
@@ -87,7 +88,7 @@ def _few_labels() -> list[Row]:
     }
     notes = {
         "supervised_10": "one of the seeds was scored before there was a clean private_test",
-        "fixmatch_10": "short by .9; its students reach it (self_training_10)",
+        "fixmatch_10": "short by 1.9 on its seed; its students reach it (self_training_10)",
         "self_training_10": "one set of teachers for all seeds, 134 minutes more",
         "adamatch_10": "without a teacher",
         "self_training_30": "one teacher for all seeds",

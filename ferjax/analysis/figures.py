@@ -47,6 +47,7 @@ DARK = {
     "on-accent": "#10161c",
 }
 WIDTH = 4.0  # inches
+SHEET_COLUMNS = 6
 _STYLES = (("accent", "-"), ("second", "--"), ("third", "-."), ("fourth", ":"))
 _MARKERS = "os^DvPX*<>"
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -206,6 +207,33 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fig
     axes.set(xlabel="first component", ylabel="second component")
     axes.tick_params(labelbottom=False, labelleft=False, length=0)
     _legend(figure, axes, columns=4)
+    return figure
+
+
+def faces(images: Sequence[np.ndarray], said: Sequence[tuple[str, str, bool]]) -> Figure:
+    """A sheet of faces, for `png`, with what they are and are taken for under each.
+
+    Args:
+      images: [N] of uint8 [H, W, C], grey or RGB.
+      said: of each the true class, the predicted one with its confidence, and whether it is right.
+    """
+    rows = -(-len(images) // SHEET_COLUMNS)
+    with mpl.rc_context(_FONT):
+        figure = Figure(figsize=(WIDTH, 0.85 * rows), layout="constrained")
+        for place, (image, (true, found, right)) in enumerate(zip(images, said, strict=True)):
+            axes = figure.add_subplot(rows, SHEET_COLUMNS, place + 1)
+            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
+            axes.set_axis_off()
+            colours = LIGHT["ink"], LIGHT["third" if right else "fifth"]
+            for line, text, colour in zip((0.03, 0.2), _plain((true, found)), colours, strict=True):
+                axes.text(
+                    *(0.5, -line, text),
+                    size=6,
+                    color=colour,
+                    ha="center",
+                    va="top",
+                    transform=axes.transAxes,
+                )
     return figure
 
 
