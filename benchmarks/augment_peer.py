@@ -10,7 +10,7 @@ from peer_views import PillowView, TensorView
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ferjax import runtime
+from ferjax import machine
 
 
 class PeerViews:
@@ -25,7 +25,7 @@ class PeerViews:
         self.images = images[..., 0]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
-        self.workers = runtime.cores()
+        self.workers = machine.cores()
         self.pillow = {name: PillowView(*case) for name, case in cases.items()}
         self.tensors = {name: TensorView(*case) for name, case in cases.items()}
         self.pool: tuple[str, Any] = ("", None)

@@ -18,21 +18,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 from options import SIDE, changed, finalize, parse, parser, read_config
 
-from ferjax import config as configs
-from ferjax import runtime
+from ferjax import machine as host_machine
 from ferjax.algorithms.base import BaseAlgorithm
-from ferjax.augment import policies
 from ferjax.config import EXIT_OK, UserError
 from ferjax.data.batches import Batches
-from ferjax.engine.optim import make_optimizer, make_schedule
+from ferjax.engine.assemble import assemble, start_state
 from ferjax.engine.parallel import Layout, host
-from ferjax.engine.state import build, build_view, init_state
-from ferjax.engine.step import make_call, make_step
+from ferjax.engine.state import build
+from ferjax.engine.step import make_call
 
 CLASSES = 7
 STEPS = 10_000  # the schedule's length; no benchmark takes as many
@@ -86,33 +83,17 @@ class Setup:
         self.layout.check_batch(config.batch_size, config.microbatches)
         own, self.model = build(config, CLASSES)
         self.algorithm = algorithm or own
-        schedule = make_schedule(config.optimizer, STEPS, STEPS)
-        self.optimizer = make_optimizer(config.optimizer, schedule)
-        self.views = {
-            name: build_view(
-                config,
-                policies.NONE
-                if plain_views
-                else policies.Policy(**configs.section(config.views, name)),
-            )
-            for name in config.views
-        }
         third = max(images // 3, 1)
-        alternate = any(view.flip_style == "alternate" for view in config.views.values())
-        self.step = make_step(
-            self.model,
+        self.optimizer, self.step = assemble(
+            config,
             self.algorithm,
-            self.optimizer,
-            schedule,
-            self.views,
+            self.model,
             steps=STEPS,
-            ema_decay=config.ema_decay,
-            dtype=jnp.dtype(config.dtype),
-            microbatches=config.microbatches,
-            loops=self.layout.platform != "cpu",
-            skip_not_finite=config.on_nan == "skip",
+            steps_per_epoch=STEPS,
             class_counts=[third / CLASSES] * CLASSES,
-            alternating={"labeled": third, "unlabeled": images - third} if alternate else None,
+            members={"labeled": third, "unlabeled": images - third},
+            loops=self.layout.platform != "cpu",
+            plain_views=plain_views,
         )
         self.labeled = config.batch_size
         self.unlabeled = self.algorithm.mu * config.batch_size
@@ -131,16 +112,14 @@ class Setup:
 
     def init_state(self) -> Any:
         """The state before step 0, as host arrays."""
-        size = self.config.data.image_size or self.config.data.crop or self.side
-        state = init_state(
-            self.model,
+        state = start_state(
+            self.config,
             self.algorithm,
+            self.model,
             self.optimizer,
-            seed=self.config.seed,
-            image_shape=(size, size, self.config.data.channels),
+            stored_shape=(self.side, self.side),
             num_classes=CLASSES,
             num_images=self.images,
-            dtype=jnp.promote_types(self.config.dtype, jnp.float32),
         )
         return host(state)
 
@@ -219,17 +198,12 @@ class Setup:
 
 def machine() -> Record:
     """What this ran on. Starts the backend."""
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-        model = names[0] if names else model
     device = jax.devices()[0]
     return {
         "platform": device.platform,
-        "device": model if device.platform == "cpu" else device.device_kind,
+        "device": host_machine.cpu() if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
-        "cores": runtime.cores(),
+        "cores": host_machine.cores(),
         "load": round(os.getloadavg()[0], 1),  # above 0 by what else runs: judge the times by it
         "jax": jax.__version__,
         "python": platform.python_version(),

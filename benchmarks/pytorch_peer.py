@@ -25,7 +25,7 @@ from peer_views import PillowView
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from ferjax import runtime
+from ferjax import machine
 from ferjax.config import UserError
 
 PREFETCH = 2  # batches a worker, PyTorch's default
@@ -187,7 +187,7 @@ class Peer:
                 raise UserError(f"the PyTorch peer has no {key}: leave it at {off}")
         self.views = {k: PillowView(v, config["data"]) for k, v in config["views"].items()}
         self.config = config
-        cores = runtime.cores()
+        cores = machine.cores()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
         torch.set_num_threads(cores)

@@ -4,7 +4,6 @@
 weights carries with it (after Mitchell et al. 2019, "Model cards for model reporting").
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ferjax.analysis import scores
 from ferjax.data import splits
 from ferjax.engine.metrics import read_rows
 from ferjax.weights import Weights
+from ferjax.workdir import json_or_nothing
 
 TITLE = "# Model card: "
 SELECTION, TEST = "public_test", "private_test"
@@ -104,7 +104,7 @@ def gather(
         "split": {key: recorded[key] for key in keys if key in recorded},
         "scores": {SELECTION: _kept(public)} if public else {},
     }
-    private = _json(workdir / "eval" / f"{TEST}.json")
+    private = json_or_nothing(workdir / "eval" / f"{TEST}.json")
     if private and (private["step"], private["weights"]) == (weights.step, kind):
         log = workdir / "eval" / f"{TEST}_readings.jsonl"
         readings = len(log.read_text().splitlines()) if log.exists() else 1
@@ -247,8 +247,8 @@ def _public(
     workdir: Path, step: int, kind: str, rows: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
     """What the workdir knows of this checkpoint's scores on public_test."""
-    final = _json(workdir / "eval" / "final.json")
-    for found in (_json(workdir / "eval" / f"{SELECTION}.json"), final):
+    final = json_or_nothing(workdir / "eval" / "final.json")
+    for found in (json_or_nothing(workdir / "eval" / f"{SELECTION}.json"), final):
         if found and (found["step"], found["weights"]) == (step, kind):
             return found
     share = next((r.get(f"{kind}_accuracy") for r in rows if r["step"] == step), None)
@@ -269,13 +269,6 @@ def _kept(summary: dict[str, Any]) -> dict[str, Any]:
         "ece",
     )
     return {key: summary[key] for key in (*keys, "per_class", "clean") if key in summary}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def _share(s: dict[str, Any]) -> str:

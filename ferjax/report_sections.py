@@ -1,6 +1,5 @@
 """The sections of a run's report: see `ferjax.report`, the command."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +11,18 @@ from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import FrozenConfigDict
 
-from ferjax import config as configs
-from ferjax import results
+from ferjax import report_facts
 from ferjax.analysis import calibration, figures, page, scores, training_curves
 from ferjax.analysis.reliability import Bin, reliability
 from ferjax.augment import policies
-from ferjax.data import illumination, splits
+from ferjax.config import section
+from ferjax.data import illumination
 from ferjax.data.arrays import Dataset
 from ferjax.data.builder import encode_png
-from ferjax.engine.metrics import read_rows, training_seconds
+from ferjax.engine.metrics import read_rows
 from ferjax.engine.state import build_view
 from ferjax.load import Trained
+from ferjax.workdir import json_or_nothing
 
 SPLIT = "public_test"
 FACES = 18  # on a sheet
@@ -64,7 +64,6 @@ class Report:
         self.workdir, self.config, self.scored = workdir, config, scored
         self.rows = read_rows(workdir / "metrics.jsonl")
         self.evals = [row for row in self.rows if row.get("kind") == "eval"]
-        self.split = splits.recorded(workdir / "split.json")
         self.drawn: dict[str, Figure] = {}
         if scored:
             labels = scored.data.splits[SPLIT].labels
@@ -88,13 +87,17 @@ class Report:
             if self.scored.trained.features:
                 made.append(("gradcam", "What it looks at", self.gradcam))
                 made.append(("features", "Feature map", self.features))
-        made += [("labels", "Labels used", self.budget), ("run", "The run", self.run)]
-        parts = [(key, name, section()) for key, name, section in made]
+        facts = report_facts.Facts(self.workdir, c, self.rows, self._classes())
+        made.append(("labels", "Labels used", facts.budget))
+        if facts.audit:
+            made.append(("audit", "The data", facts.data))
+        made.append(("run", "The run", facts.run))
+        parts = [(key, name, make()) for key, name, make in made]
         return page.page(title, [("score", "Score", self.score()), *parts], "")
 
     def score(self) -> str:
         """The headline and how its checkpoint was chosen."""
-        private = _json(self.workdir / "eval" / "private_test.json")
+        private = json_or_nothing(self.workdir / "eval" / "private_test.json")
         tiles, first, notes = [], None, []
         if private:
             readings = self.workdir / "eval" / "private_test_readings.jsonl"
@@ -248,7 +251,7 @@ class Report:
         own = data.illumination == "standardize"  # then no mean and deviation leads back to levels
         std, mean = (0.25, 0.5) if own else (np.asarray(data.std), np.asarray(data.mean))
         for name in self.config.views:
-            policy = policies.Policy(**configs.section(self.config.views, name))
+            policy = policies.Policy(**section(self.config.views, name))
             view = jax.jit(build_view(self.config, policy))
             for i in range(2):
                 keys = jax.random.split(jax.random.key(i), len(images))
@@ -294,47 +297,6 @@ class Report:
         )
         return page.figures([self._figure("features", drawn, caption)])
 
-    def budget(self) -> str:
-        """How many images were labelled, in all and of each class."""
-        if not self.split:
-            return page.note("split.json is not there yet.")
-        labeled, unlabeled = (self.split.get(f"{k}_count", 0) for k in ("labeled", "unlabeled"))
-        per_class = self.split.get("labeled_per_class", [])
-        names = tuple(self.split.get("class_names", ())) or self._classes()
-        names = names or tuple(f"class {i}" for i in range(len(per_class)))
-        digests = (str(self.split.get(key))[:12] for key in ("digest", "data_digest"))
-        text = (
-            f"{labeled:,} labelled and {unlabeled:,} unlabelled training images. Digest of the "
-            f"split {', of the data '.join(digests)}. "
-            "The choice of checkpoint used the labels of public_test as well."
-        )
-        return page.note(text) + page.table(
-            ("class", "labelled images"), zip(names, per_class, strict=True)
-        )
-
-    def run(self) -> str:
-        """Time, versions, devices, the whole config."""
-        seconds = training_seconds(self.rows)
-        values = {
-            "step": self.rows[-1]["step"] if self.rows else 0,
-            "training time": f"{seconds / 60:,.1f} minutes" if seconds else "not known",
-            "devices": self._devices(),
-            "this report: code": configs.code_version(),
-            "this report: devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        }
-        text = json.dumps(self.config.to_dict(), indent=2)
-        return page.pairs(values) + (
-            f"<details><summary>config.json</summary><pre>{page.escape(text)}</pre></details>"
-        )
-
-    def _devices(self) -> str:
-        """Those of the run's last start."""
-        machine = results.machine(self.workdir)
-        if not machine["devices"]:
-            return "not known"
-        processes = machine["processes"]
-        return f"{machine['devices']} x {machine['device']}, {processes} process(es)"
-
     def _classes(self) -> tuple[str, ...]:
         return tuple(self.scored.data.class_names) if self.scored else ()
 
@@ -366,13 +328,6 @@ class Report:
 def _png(image: np.ndarray) -> bytes:
     """A PNG of a grey or RGB image."""
     return encode_png(np.ascontiguousarray(image[..., ::-1]) if image.shape[-1] == 3 else image)
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def _lit(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -8,11 +8,8 @@ trains, whether a sweep or a person started it.
 
 import json
 import logging
-import platform
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,12 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from ferjax import config as configs
-from ferjax import rows, runtime
+from ferjax import rows
 from ferjax.analysis import tables
 from ferjax.command import run
 from ferjax.config import EXIT_OK, UserError
 from ferjax.data import splits
-from ferjax.engine import checkpoint
+from ferjax.engine import checkpoint, starts
 from ferjax.engine.metrics import read_rows, training_seconds
 from ferjax.rows import Row
 
@@ -81,7 +78,7 @@ def summarize(
     """What is kept of a run: no path and no name of a machine is in it.
 
     What a finished run's `summary.json` says of its machine, code and time stands: a sweep wrote it
-    when the run ended. Without one they are those of this moment.
+    when the run ended.
 
     Args:
       workdir: of the run.
@@ -114,7 +111,7 @@ def summarize(
         },
         "scores": _scores(workdir),
         "machine": machine(workdir),
-        "code": configs.code_version(),
+        "code": starts.last(workdir).get("code", ""),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if config.data.split_seed != config.seed:
@@ -306,33 +303,17 @@ def stale(workdir: epath.Path, score: Mapping[str, Any]) -> bool:
 
 
 def machine(workdir: epath.Path) -> Summary:
-    """The devices of the run's last start, by its log; CPU and JAX as they are here and now."""
-    log_file = workdir / "logs" / "process_0.log"
-    text = log_file.read_text() if log_file.exists() else ""
-    counts = re.findall(r"devices: (\d+) in (\d+) process", text)
-    kinds = re.findall(r"^.*? {2}\d+: (.+) of process \d+$", text, re.MULTILINE)
-    return {
-        "device": kinds[-1] if kinds else "",
-        "devices": int(counts[-1][0]) if counts else 0,
-        "processes": int(counts[-1][1]) if counts else 0,
-        "cpu": _cpu(),
-        "cores": runtime.cores(),
-        "jax": version("jax"),
-    }
-
-
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
+    """What the run's last start ran on; blank of a run of an early version."""
+    last = starts.last(workdir)
+    blank = {"device": "", "devices": 0, "processes": 0, "cpu": "", "cores": 0, "jax": ""}
+    return {key: last.get(key, nothing) for key, nothing in blank.items()}
 
 
 def _machine_text(machine: Mapping[str, Any]) -> str:
     # Not the machine's cores: a run may have been given some of them.
     processor = machine["cpu"]
+    if not processor:
+        return "what is not known"
     if not machine["devices"]:
         return f"{processor}, jax {machine['jax']}"
     if machine["device"] == "cpu":

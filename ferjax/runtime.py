@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
+from ferjax import machine
 from ferjax.config import EXIT_FAILED, UnreachableError, UserError
 
 FLAGS = flags.FLAGS
@@ -99,13 +100,7 @@ def xla_flags(batch_size: int, *, deterministic: bool) -> None:
     if deterministic:
         _add_xla_flags(*DETERMINISTIC)
     if batch_size:
-        split_cpu(batch_size, cores(), os.environ)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+        split_cpu(batch_size, machine.cores(), os.environ)
 
 
 def split_cpu(batch_size: int, cores: int, environ: Mapping[str, str]) -> int:

@@ -10,6 +10,7 @@ import datetime
 import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -83,6 +84,14 @@ def write_errors(path: epath.Path) -> tuple[type[Exception], ...]:
 def reason(error: BaseException) -> str:
     """An error of a write in one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+
+
+def json_or_nothing(path: epath.Path) -> dict[str, Any]:
+    """What a JSON file holds; {} if it is not there, or can't be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 def append_text(path: epath.Path, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def caplog_ferjax(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What ferjax logs."""
+    monkeypatch.setattr(logging.getLogger("ferjax"), "propagate", True)
+    caplog.set_level(logging.INFO, "ferjax")
+    return caplog

@@ -10,11 +10,11 @@ import pytest
 from children import wait_until
 from test_end_to_end import ROOT, SMALL, environment, ferjax, rows, saved
 
-from ferjax import runtime
+from ferjax import machine
 from ferjax.engine import checkpoint
 
 # On one core XLA sums in another order in one process of two devices than in two of one.
-two_cores = pytest.mark.skipif(runtime.cores() < 2, reason="bit equality needs two cores")
+two_cores = pytest.mark.skipif(machine.cores() < 2, reason="bit equality needs two cores")
 
 
 def start(count, *args, devices=1, own=lambda k: []):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferjax.engine import checkpoint
+from ferjax.engine import checkpoint, starts
 from ferjax.engine.metrics import CLOCK_FIELDS
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +72,7 @@ def test_training_writes_everything_and_says_so(finished):
     workdir, done = finished
     names = {p.name for p in workdir.iterdir()}
     assert {"config.json", "split.json", "metrics.jsonl", "checkpoints", "eval", "logs"} <= names
+    assert [row["step"] for row in starts.read(workdir)] == [0]
     assert "macro-F1" in done.stdout
     assert "python -m ferjax.main --config=configs/fixmatch.py:cpu" in done.stdout
     table = rows(workdir)
@@ -169,6 +170,8 @@ def test_stopping_early_saves_and_exits_with_75(finished, tmp_path):
     more = ["--config.parallel=shard_map", "--config.steps_per_call=3"]
     second = ferjax("main", *args, *more, devices=2)
     assert second.returncode == 0, second.stderr
+    begun = [(row["step"], row["devices"]) for row in starts.read(workdir)]
+    assert begun == [(0, 1), (7, 2)]
     for mine, other in zip(rows(workdir), rows(finished[0]), strict=True):
         assert mine.keys() == other.keys()
         for key, value in mine.items():

@@ -47,13 +47,6 @@ def workdir(bucket, request):
     return workdir_path(f"{bucket}/{request.node.name}")
 
 
-@pytest.fixture
-def caplog_ferjax(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ferjax"), "propagate", True)
-    caplog.set_level(logging.INFO, "ferjax")
-    return caplog
-
-
 def test_a_bucket_that_is_not_there_is_named(bucket):
     with pytest.raises(UserError, match="gs://no-such-bucket does not exist: create it"):
         workdir_path("gs://no-such-bucket/run")

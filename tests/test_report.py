@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from test_end_to_end import SMALL, ferjax
 
+from ferjax.engine import starts
+from ferjax.report_facts import _flop
 from ferjax.report_sections import _png
 
 SECTIONS = ["score", "curves", "confusion", "classes", "calibration"]
-SECTIONS += ["predictions", "views", "gradcam", "features", "labels", "run"]
+SECTIONS += ["predictions", "views", "gradcam", "features", "labels", "audit", "run"]
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -25,6 +27,12 @@ def test_pictures_keep_their_colours():
     for image in (red, red[..., :1], red[..., 0]):
         shown = np.asarray(Image.open(io.BytesIO(_png(image))))
         np.testing.assert_array_equal(shown.reshape(image.shape), image)
+
+
+def test_operations_are_written_with_three_digits():
+    counts = (0, 2.345e6, 999.4e6, 1.8171e12, 3.2e17)
+    shown = ["0 MFLOP", "2.35 MFLOP", "999 MFLOP", "1.82 TFLOP", "320 PFLOP"]
+    assert [_flop(count) for count in counts] == shown
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +45,8 @@ def trained(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(trained):
+    audited = ferjax("data.audit", "--dataset=synthetic_faces/tiny", f"--workdir={trained}")
+    assert audited.returncode == 0, audited.stderr
     done = ferjax("report", f"--workdir={trained}")
     assert done.returncode == 0, done.stderr
     assert f"written to {trained}/report.html" in done.stdout
@@ -121,6 +131,41 @@ def test_the_report_says_what_evaluate_says(report, trained):
     assert numbers == np.array(scores["confusion"]).ravel().tolist()
     assert report.count("data:image/png;base64,") >= 18
     assert "28 labelled and" in report
+
+
+def test_the_run_is_told_of_as_it_was_and_not_as_the_report_is(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    start = starts.last(workdir)
+    then = {
+        **start,
+        "device": "TPU v9",
+        "devices": 16,
+        "flax": "0.1.2",
+        "code": "ferjax f00, jax 9",
+    }
+    rows = [{**then, "step": 0}, {**then, "step": 32, "devices": 8}]
+    (workdir / starts.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    audit = json.loads((trained / "audit" / "audit.json").read_text())
+    (workdir / "audit" / "audit.json").write_text(json.dumps({**audit, "digest": "another"}))
+    done = ferjax("report", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    page = Page((workdir / "report.html").read_text())
+    assert "8 x TPU v9, 1 process(es)" in page.text
+    assert "flax 0.1.2" in page.text
+    assert "codeferjax f00" in page.text
+    assert "2 starts" in page.text
+    assert "16 x TPU v9, 1 process(es)" in page.text
+    assert "audit" not in page.ids  # of other data
+
+
+def test_operations_and_the_audit_are_in_the_report(report, trained):
+    text = Page(report).text
+    shown = re.search(r"operations([\d.]+) ([MG])FLOP a step, ([\d.]+) ([GT])FLOP in all", text)
+    each, total = (float(shown[i]) * 1000 ** "MGT".index(shown[i + 1]) for i in (1, 3))
+    assert total / each == pytest.approx(64, rel=0.01)
+    audit = json.loads((trained / "audit" / "audit.json").read_text())
+    assert f"images of train{audit['splits']['train']['images']:,}" in text
+    assert f"blank{len(audit['blank'])}" in text
 
 
 def test_a_run_that_has_only_begun(trained, tmp_path):

@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ferjax import machine
 from ferjax.config import UserError
 from ferjax.data import illumination
 from ferjax.data.builder import unreadable
@@ -163,9 +164,7 @@ class Stream:
         load = functools.partial(_load, dict(batches), images, share, shares)
         steps = grain.MapDataset.range(first, end).map(load)
         if workers < 0:
-            affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-            cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-            workers = max(1, min(8, cores // 2 // neighbours))
+            workers = max(1, min(8, machine.cores() // 2 // neighbours))
         if workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
             options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_AHEAD)

@@ -19,15 +19,15 @@ from ferjax.config import UserError
 from ferjax.data import batches, splits
 from ferjax.data.stream import Stream
 from ferjax.engine import processes, training_data
+from ferjax.engine.assemble import assemble, start_state
 from ferjax.engine.bucket_lock import make_lock
 from ferjax.engine.checkpoint import checksums, saved
 from ferjax.engine.evaluation import make_predict
 from ferjax.engine.init_from import start_from
 from ferjax.engine.metrics import Packed
-from ferjax.engine.optim import make_optimizer, make_schedule
 from ferjax.engine.parallel import Layout, any_wish, host
-from ferjax.engine.state import TrainState, build, build_view, init_state
-from ferjax.engine.step import make_call, make_step
+from ferjax.engine.state import TrainState, build, build_view
+from ferjax.engine.step import make_call
 from ferjax.engine.training_data import SELECTION_SPLIT
 from ferjax.workdir import reason, write_errors
 
@@ -65,9 +65,6 @@ class Experiment:
         self._unlabeled_digest, self.streamed = loaded.unlabeled_digest, loaded.streamed
         data, train = config.data, self.dataset.splits["train"]
         self.algorithm, self.model = build(config, len(self.class_names))
-        for view in {*self.algorithm.labeled_views, *self.algorithm.unlabeled_views}:
-            if view.split(":")[0] not in config.views:
-                raise UserError(f"config.views.{view} is missing: {config.algorithm.name} needs it")
         mu = self.algorithm.mu
         if mu and not len(self.subsets.unlabeled):
             raise UserError(
@@ -89,29 +86,15 @@ class Experiment:
             self.batches["unlabeled"] = batches.Batches(
                 self.subsets.unlabeled, mu * size, config.seed, "unlabeled"
             )
-        schedule = make_schedule(config.optimizer, self.steps, self.per_epoch)
-        self.optimizer = make_optimizer(config.optimizer, schedule)
-        dtype = jnp.dtype(config.dtype)
-        views = {
-            name: build_view(config, policies.Policy(**configs.section(config.views, name)))
-            for name in config.views
-        }
-        self.step_function = make_step(
-            self.model,
+        self.optimizer, self.step_function = assemble(
+            config,
             self.algorithm,
-            self.optimizer,
-            schedule,
-            views,
+            self.model,
             steps=self.steps,
-            ema_decay=config.ema_decay,
-            dtype=dtype,
-            microbatches=config.microbatches,
-            loops=self.layout.platform != "cpu",
-            skip_not_finite=config.on_nan == "skip",
+            steps_per_epoch=self.per_epoch,
             class_counts=self.targets[labeled].sum(0).tolist(),
-            alternating={name: len(b.members) for name, b in self.batches.items()}
-            if any(view.flip_style == "alternate" for view in config.views.values())
-            else None,
+            members={name: len(b.members) for name, b in self.batches.items()},
+            loops=self.layout.platform != "cpu",
         )
         self.lock = make_lock(workdir)
         self.predict = make_predict(
@@ -119,7 +102,7 @@ class Experiment:
             build_view(config, policies.NONE),
             self.layout,
             batch_size=config.evaluate.batch_size,
-            dtype=dtype,
+            dtype=jnp.dtype(config.dtype),
         )
         self._calls: dict[int, Any] = {}
         self._started_from = ""
@@ -194,24 +177,15 @@ class Experiment:
           UserError: such a file is missing, or does not fit.
         """
         images = self.dataset.splits["train"].images
-        data = self.config.data
-        size = data.image_size or data.crop
-        height, width = (size, size) if size else images.shape[1:3]
-        if data.crop > min(images.shape[1:3]):
-            raise UserError(
-                f"config.data.crop={data.crop}: the images have {images.shape[1]} x "
-                f"{images.shape[2]} pixels"
-            )
         resumed = processes.first(lambda: bool(saved(self.workdir)))
-        state = init_state(
-            self.model,
+        state = start_state(
+            self.config,
             self.algorithm,
+            self.model,
             self.optimizer,
-            seed=self.config.seed,
-            image_shape=(height, width, self.config.data.channels),
+            stored_shape=images.shape[1:3],
             num_classes=len(self.class_names),
             num_images=len(images),
-            dtype=jnp.promote_types(self.config.dtype, jnp.float32),
             abstract=resumed,
         )
         return state if resumed else processes.once_per_host(lambda: self._with_files(host(state)))

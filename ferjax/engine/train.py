@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ferjax.analysis import scores
 from ferjax.config import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, write_json
+from ferjax.engine import starts
 from ferjax.engine.checkpoint import Checkpoints, restore_latest
 from ferjax.engine.evaluation import Interrupted
 from ferjax.engine.experiment import Experiment
@@ -96,6 +97,8 @@ class _Trainer:
         self._logits: dict[str, np.ndarray] = {}
         self._marks: list[float] = []
         active = run.layout.process == 0
+        if active:
+            starts.record(workdir, run.layout, self.step)
         self._writer = Writer(workdir, self.step, active=active, unscored=self.unscored)
         stack.callback(self._writer.close)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)

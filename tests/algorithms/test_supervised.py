@@ -141,7 +141,7 @@ def test_all_options_resume_and_do_not_depend_on_the_devices():
             model={"name": "cnn", "layers": ("conv 4 3 4 nobias", "bn", "relu", "gap")},
             views={"weak": {"policy": "none", "flip": 0.5, "flip_style": "alternate"}},
         )
-        small = harness.Small(config, steps=6, class_counts=COUNTS, alternating={"labeled": 32})
+        small = harness.Small(config, steps=6, class_counts=COUNTS)
         members = np.arange(harness.IMAGES // 3)
         labels = harness.make_data()["targets"][members].argmax(1)
         batches = BalancedBatches(members, labels, config.batch_size, config.seed, "labeled")

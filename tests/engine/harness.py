@@ -3,16 +3,14 @@
 import contextlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ferjax import config as configs
-from ferjax.augment import policies
 from ferjax.data.batches import Batches
-from ferjax.engine.optim import make_optimizer, make_schedule
+from ferjax.engine.assemble import assemble, start_state
 from ferjax.engine.parallel import Layout, host
-from ferjax.engine.state import build, build_view, init_state
-from ferjax.engine.step import make_call, make_step
+from ferjax.engine.state import build
+from ferjax.engine.step import make_call
 
 LAYERS = ("conv 4 3 nobias", "bn", "relu", "maxpool 4", "gap", "dropout 0.25")
 IMAGES, SIDE, CLASSES, STEPS = 96, 16, 7, 20
@@ -52,29 +50,19 @@ def make_data(seed=0):
 class Small:
     """A config made into a step; `run` takes it through some steps on a layout."""
 
-    def __init__(self, config, steps=STEPS, loops=False, **options):
+    def __init__(self, config, steps=STEPS, loops=False, class_counts=()):
         self.config, self.steps, self.calls = config, steps, {}
         self.initial = None
         self.algorithm, self.model = build(config, CLASSES)
-        schedule = make_schedule(config.optimizer, steps, steps)
-        self.optimizer = make_optimizer(config.optimizer, schedule)
-        self.views = {
-            name: build_view(config, policies.Policy(**configs.section(config.views, name)))
-            for name in config.views
-        }
-        self.step = make_step(
-            self.model,
+        self.optimizer, self.step = assemble(
+            config,
             self.algorithm,
-            self.optimizer,
-            schedule,
-            self.views,
+            self.model,
             steps=steps,
-            ema_decay=config.ema_decay,
-            dtype=jnp.dtype(config.dtype),
-            microbatches=config.microbatches,
+            steps_per_epoch=steps,
+            class_counts=class_counts,
+            members={"labeled": IMAGES // 3, "unlabeled": IMAGES - IMAGES // 3},
             loops=loops,
-            skip_not_finite=config.on_nan == "skip",
-            **options,
         )
         size, mu = config.batch_size, self.algorithm.mu
         self.batches = {"labeled": Batches(np.arange(IMAGES // 3), size, config.seed, "labeled")}
@@ -86,15 +74,14 @@ class Small:
         """A new copy of the initial state, which is computed once."""
         if self.initial is None:
             self.initial = host(
-                init_state(
-                    self.model,
+                start_state(
+                    self.config,
                     self.algorithm,
+                    self.model,
                     self.optimizer,
-                    seed=self.config.seed,
-                    image_shape=(SIDE, SIDE, 1),
+                    stored_shape=(SIDE, SIDE),
                     num_classes=CLASSES,
                     num_images=IMAGES,
-                    dtype=jnp.promote_types(self.config.dtype, jnp.float32),
                 )
             )
         return jax.tree.map(np.copy, self.initial)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferjax.engine.parallel import Layout
+from ferjax.engine.step import make_step
 
 MEMBERS = 32  # of harness.Small's labelled part
 STEPS = 4  # a pass
@@ -41,7 +42,7 @@ def small():
         model={"name": "cnn", "layers": ("gap",)},
     )
     made = harness.Small(config)
-    made.step = harness.make_step(
+    made.step = make_step(
         made.model,
         Shows(),
         made.optimizer,

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -33,15 +32,6 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture
-def caplog_ferjax(caplog):
-    logger = logging.getLogger("ferjax")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "ferjax")
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def test_a_second_trainer_on_this_host_is_refused_until_the_first_ends(tmp_path):
