@@ -65,7 +65,7 @@ def main() -> int:
         float64=config.dtype == "float64",
     )
     contender, other = _load(workdirs), _load(others)
-    data = _data(config)
+    data = _data(config, workdirs[0])
     if data:
         _compare_digests(contender, data)
         _compare_digests(other, data)
@@ -193,8 +193,8 @@ def _paths(flag: str) -> list[epath.Path]:
     return [workdir_path(part.strip()) for part in flag.split(",") if part.strip()]
 
 
-def _data(config: FrozenConfigDict) -> arrays.Dataset | None:
-    """The splits that the flags need; None if they need none."""
+def _data(config: FrozenConfigDict, workdir: epath.Path) -> arrays.Dataset | None:
+    """The splits that the flags need, of the run's data set; None if they need none."""
     wanted = set() if FLAGS.folder else {FLAGS.split}
     if FLAGS.calibrate:
         wanted.add(FITTED_ON)
@@ -205,6 +205,7 @@ def _data(config: FrozenConfigDict) -> arrays.Dataset | None:
     return load_data(
         config,
         tuple(s for s in SPLITS if s in wanted),
+        digest=splits.recorded(workdir / "split.json").get("data_digest", ""),
         source=FLAGS["data.source"].value or "",
         data_dir=FLAGS["data.data_dir"].value or "",
     )

@@ -223,17 +223,34 @@ def _described(
 
 
 def load_data(
-    config: FrozenConfigDict, splits: tuple[str, ...], *, source: str = "", data_dir: str = ""
+    config: FrozenConfigDict,
+    splits: tuple[str, ...],
+    *,
+    digest: str = "",
+    source: str = "",
+    data_dir: str = "",
 ) -> arrays.Dataset:
     """The splits of a run's data set; `source` and `data_dir` replace what the run recorded.
 
-    A recorded source that is no longer there is not an error if the data is prepared already.
+    A recorded source that is no longer there, or is not any more what it was, is not an error if
+    the data of that time are prepared still.
+
+    Args:
+      config: of the run.
+      splits: to read.
+      digest: of the run's data set, as its split.json has it; "" if that is not known.
+      source: see `arrays.builder`.
+      data_dir: see `arrays.builder`.
     """
-    recorded = config.data.source if os.path.exists(config.data.source) else ""
+    name, data_dir = config.data.name, data_dir or config.data.data_dir
+    if digest and not source and (own := arrays.prepared_as(name, digest, data_dir)):
+        name = own
+    elif not source and os.path.exists(config.data.source):
+        source = config.data.source
     return arrays.load(
-        config.data.name,
-        source=source or recorded,
-        data_dir=data_dir or config.data.data_dir,
+        name,
+        source=source,
+        data_dir=data_dir,
         splits=splits,
         room=math.inf if config.data.pipeline == "device" else Layout().room(),
     )

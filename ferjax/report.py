@@ -53,9 +53,9 @@ def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
         which = "latest"  # saved, but not evaluated yet
     trained = load(absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
     source = FLAGS["data.source"].value or ""
-    data = load_data(config, (SPLIT,), source=source, data_dir=data_dir)
+    own = splits.recorded(workdir / "split.json").get("data_digest", "")
+    data = load_data(config, (SPLIT,), digest=own, source=source, data_dir=data_dir)
     if not splits.is_of(workdir, data.digest):
-        own = splits.recorded(workdir / "split.json")["data_digest"]
         raise UserError(
             f"{workdir}: the data there is now ({data.digest[:12]}) is not what the run was "
             f"trained on ({own[:12]}): give that with --data.source= or --data.data_dir=; to score "

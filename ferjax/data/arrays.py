@@ -4,6 +4,8 @@ The records are read in bulk through TFDS's `as_data_source` and decoded with Op
 TensorFlow. A set that is not prepared yet is prepared first.
 """
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -18,7 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ferjax.config import UserError, find
-from ferjax.data.builder import ArrayBuilder, split_digest, unreadable
+from ferjax.data.builder import ArrayBuilder, data_folder, split_digest, unreadable
 from ferjax.data.stream import Joined, Records
 
 log = logging.getLogger("ferjax")
@@ -87,6 +89,25 @@ def builder(
     if config:
         builder_kwargs["config"] = builder_class.named_config(config)
     return builder_class(source=source or given, data_dir=data_dir, **builder_kwargs)
+
+
+def prepared_as(name: str, digest: str, data_dir: str = "") -> str:
+    """The full name of the prepared set with this content; "" if there is none.
+
+    A folder of pictures that changes becomes another set, and the one before stays.
+
+    Args:
+        name: see `builder`; its module counts.
+        digest: of all the set's splits.
+        data_dir: see `builder`.
+    """
+    module = name.partition(":")[0].partition("/")[0]
+    version = find("data", module).VERSION
+    for path in sorted((data_folder(data_dir) / module).glob(f"*/{version}/metadata.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if json.loads(path.read_text()).get("digest") == digest:
+                return f"{module}/{path.parents[1].name}"
+    return ""
 
 
 def load(

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ferjax import config as configs
 from ferjax.config import UserError
 from ferjax.data import arrays, folders, image_folder, spool
+from ferjax.load import load_data
 
 VERSION = str(image_folder.ImageFolder.VERSION)
 ALL = ("private_test", "unlabeled")
@@ -473,3 +475,30 @@ def test_parse_and_form_agree():
         assert image_folder.parse(name).form == name
     assert image_folder.parse("rgb_detect-0123456789ab").key == "0123456789ab"
     assert image_folder.parse("").form == "48_grey"
+
+
+def test_what_a_run_saw_is_found_after_its_folder_has_changed(tmp_path):
+    top, data_dir = small(tmp_path / "faces"), tmp_path / "tfds"
+    c = configs.base()
+    c.algorithm = {"name": "supervised"}
+    c.model = {"name": "cnn", "preset": "small"}
+    c.data.update(name="image_folder/8", source=str(top), data_dir=str(data_dir))
+    config = configs.finalize(c)
+    before = load(top, data_dir)
+    picture(top / "train/happy/new.png", 77, (8, 8))
+    after = load(top, data_dir)
+    assert len(after.splits["train"]) == len(before.splits["train"]) + 1
+    own = load_data(config, ("train",), digest=before.digest)
+    assert own.digest == before.digest
+    np.testing.assert_array_equal(own.splits["train"].images, before.splits["train"].images)
+    # The folder as it is now, where that is asked for, or nothing is known of the run's data.
+    assert load_data(config, ("train",), source=str(top), digest=before.digest).digest == (
+        load_data(config, ("train",)).digest
+    )
+    assert load_data(config, ("train",), digest="0" * 64).digest == after.digest
+    shutil.rmtree(top)
+    assert load_data(config, ("train",), digest=before.digest).digest == before.digest
+    next(data_dir.glob(f"image_folder/*/{VERSION}/metadata.json")).write_text("[")
+    found = {arrays.prepared_as("image_folder", d.digest, str(data_dir)) for d in (before, after)}
+    assert "" in found
+    assert len(found) == 2
