@@ -5,7 +5,8 @@
 The final network with maximum in place of average pooling. Other settings:
 configs/seeds/cnn_plain.py.
 
-Result: not measured yet.
+Result, seed 0, one core of an AMD EPYC with AVX-512, 19 minutes beside other work: private_test
+59.57 % (95 %: 57.96 to 61.17), best checkpoint by public_test the last one (57.93 %).
 """
 
 from pathlib import Path
