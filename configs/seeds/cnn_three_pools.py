@@ -5,8 +5,8 @@
 Assumed: the final network with maximum pooling (3x3) after its last two convolutions, each. Other
 settings: configs/seeds/cnn_plain.py.
 
-Result, seed 0, one core of an AMD EPYC with AVX-512, 10 minutes: private_test 58.48 % (95 %: 56.86 to
-60.09), best checkpoint by public_test the last one (56.37 %).
+Result, seed 0, one core of an AMD EPYC with AVX-512, 10 minutes: private_test 58.48 % (95 %: 56.86
+to 60.09), best checkpoint by public_test the last one (56.37 %).
 """
 
 from pathlib import Path

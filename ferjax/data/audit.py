@@ -5,6 +5,7 @@ voters call not a face, the class table, brightness and contrast. Writes `audit/
 `audit/audit.html` below the workdir, and prints a table. Nothing is changed.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from ferjax.command import run
 from ferjax.config import UserError, write_json, write_whole
 from ferjax.data import arrays, audit_sheet, duplicates, ferplus
 from ferjax.workdir import reason, workdir_path, write_errors
+
+log = logging.getLogger("ferjax")
 
 TRAIN = "train"
 MIN_LINES = 4  # constant rows or columns from which an image counts as padded
@@ -66,9 +69,9 @@ def main() -> None:
         write_whole(directory / "audit.html", page.encode())
     except write_errors(directory) as error:
         raise UserError(f"{directory} can't be written: {reason(error)}") from None
-    print(table(report))
     seconds = time.monotonic() - started
-    print(f"\n{seconds:.1f} s; written to {directory / 'audit.json'} and audit.html")
+    written = f"{seconds:.1f} s; written to {directory / 'audit.json'} and audit.html"
+    log.info("%s\n\n%s", table(report), written)
 
 
 def audit(

@@ -1,11 +1,14 @@
 """`python -m ferjax.data.prepare`: prepares a data set and prints what it holds."""
 
+import logging
 import shlex
 
 from absl import flags
 
 from ferjax.command import run
 from ferjax.data import arrays
+
+log = logging.getLogger("ferjax")
 
 
 def define_flags() -> None:
@@ -50,9 +53,9 @@ def main() -> None:
     made.download_and_prepare()
     # Reading everything back proves that what lies on disk is what was prepared.
     data = arrays.read(made, tuple(made.info.splits))
-    print(f"{made.info.full_name}: " + ("was already prepared" if known else "prepared"))
-    print(class_table(data))
-    print(f"digest     {data.digest}\nstored in  {made.data_path}")
+    log.info("%s: %s", made.info.full_name, "was already prepared" if known else "prepared")
+    log.info("%s", class_table(data))
+    log.info("digest     %s\nstored in  %s", data.digest, made.data_path)
     if name.partition("/")[0] == "image_folder":
         source = given["data.source"].value or rest
         if "train" in data.splits:
@@ -63,7 +66,7 @@ def main() -> None:
         keys["data_dir"] = str(given["data.data_dir"].value)
         words = [f"--config.data.{key}={shlex.quote(v)}" for key, v in keys.items() if v]
         if "train" in data.splits or source:
-            print("to train  ", *words)
+            log.info("to train   %s", " ".join(words))
 
 
 def class_table(data: arrays.Dataset) -> str:

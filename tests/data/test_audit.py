@@ -207,6 +207,24 @@ def run_audit(*args):
     )
 
 
+def test_a_reader_that_goes_away_is_no_error(prepared_tiny, tmp_path):
+    """`... | head -1`."""
+    args = ("--dataset=synthetic_faces/tiny", f"--data.data_dir={prepared_tiny}")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ferjax.data.audit", *args, f"--workdir={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert child.stdout
+    child.stdout.close()
+    assert child.stderr
+    assert child.stderr.read() == ""
+    assert child.wait() == 0
+    assert (tmp_path / "audit" / "audit.json").exists()
+
+
 def test_the_command(prepared_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FERPLUS_SOURCE", "votes.csv")  # of another set: not looked at
     where = f"--data.data_dir={prepared_tiny}"
