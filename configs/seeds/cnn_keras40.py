@@ -6,7 +6,9 @@ Keras' ImageDataGenerator with shifts, shear and zoom of .2 and flips; the prese
 ferjax/augment/policies.py says how its units are read. Without an L2 term:
 configs/seeds/cnn_keras20.py says why. Other settings: configs/seeds/cnn_plain.py.
 
-Result: not measured yet.
+Result, seed 0, one core of an AMD EPYC with AVX-512, 51 minutes beside other work: private_test
+62.39 % (95 %: 60.79 to 63.96), best checkpoint by public_test the last one (60.57 %), which still
+gained.
 """
 
 from pathlib import Path

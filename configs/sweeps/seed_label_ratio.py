@@ -2,7 +2,8 @@
 
 python -m ferjax.sweep --sweep=configs/sweeps/seed_label_ratio.py
 
-Supervised, as published. Ours: mild augmentation, and more epochs with fewer labels.
+Supervised, as published. Ours: mild augmentation, and more epochs with fewer labels; with all of
+them without the L2 term, with which 24 epochs reach 63.00 % of public_test (private_test not read).
 """
 
 from ferjax.rows import Row, Sweep
@@ -22,6 +23,7 @@ def get_sweep(cpu: bool = False) -> Sweep:
             changes={
                 "data.labeled": "all" if share == 100 else f"{share}%",
                 "epochs": EPOCHS[share],
+                **({"optimizer.weight_decay": 0.0} if share == 100 else {}),
             },
             published=published,
             source="Seed slides, CNN by share of labels: their own split, without augmentation.",
