@@ -205,7 +205,7 @@ def _data(config: FrozenConfigDict, workdir: epath.Path) -> arrays.Dataset | Non
     return load_data(
         config,
         tuple(s for s in SPLITS if s in wanted),
-        digest=splits.recorded(workdir / "split.json").get("data_digest", ""),
+        recorded=splits.recorded(workdir / "split.json"),
         source=FLAGS["data.source"].value or "",
         data_dir=FLAGS["data.data_dir"].value or "",
     )

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ def load_data(
     config: FrozenConfigDict,
     splits: tuple[str, ...],
     *,
-    digest: str = "",
+    recorded: Mapping[str, Any] | None = None,
     source: str = "",
     data_dir: str = "",
 ) -> arrays.Dataset:
@@ -238,15 +238,17 @@ def load_data(
     Args:
       config: of the run.
       splits: to read.
-      digest: of the run's data set, as its split.json has it; "" if that is not known.
+      recorded: what the run's split.json says, by which its set is found; None: not known.
       source: see `arrays.builder`.
       data_dir: see `arrays.builder`.
     """
     name, data_dir = config.data.name, data_dir or config.data.data_dir
-    if digest and not source and (own := arrays.prepared_as(name, digest, data_dir)):
-        name = own
-    elif not source and os.path.exists(config.data.source):
+    own, digest = "", (recorded or {}).get("data_digest")
+    if recorded and digest and not source:
+        own = arrays.prepared_as(name, digest, recorded.get("class_names", ()), data_dir)
+    if not own and not source and os.path.exists(config.data.source):
         source = config.data.source
+    name = own or name
     return arrays.load(
         name,
         source=source,

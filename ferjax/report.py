@@ -47,19 +47,19 @@ def score(workdir: epath.Path, config: FrozenConfigDict) -> Scored | None:
     which = FLAGS.checkpoint or "best"
     try:
         checkpoint.choose(workdir, which)
-    except UserError:
+    except checkpoint.NotScoredError:
         if FLAGS.checkpoint:
             raise
-        which = "latest"  # saved, but not evaluated yet
+        which = "latest"
     trained = load(absolute(workdir), checkpoint=which, weights=FLAGS.weights, data_dir=data_dir)
     source = FLAGS["data.source"].value or ""
-    own = splits.recorded(workdir / "split.json").get("data_digest", "")
-    data = load_data(config, (SPLIT,), digest=own, source=source, data_dir=data_dir)
+    own = splits.recorded(workdir / "split.json")
+    data = load_data(config, (SPLIT,), recorded=own, source=source, data_dir=data_dir)
     if not splits.is_of(workdir, data.digest):
         raise UserError(
             f"{workdir}: the data there is now ({data.digest[:12]}) is not what the run was "
-            f"trained on ({own[:12]}): give that with --data.source= or --data.data_dir=; to score "
-            "the run on other pictures there is ferjax.evaluate"
+            f"trained on ({own['data_digest'][:12]}): give that with --data.source= or "
+            "--data.data_dir=; to score the run on other pictures there is ferjax.evaluate"
         )
     logits = trained.logits(data.splits[SPLIT].images)
     logits = scores.restrict(logits, trained.classes, data.class_names)

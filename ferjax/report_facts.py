@@ -147,5 +147,5 @@ def _code(start: dict[str, Any]) -> str:
 
 def _flop(count: float) -> str:
     """A number of operations with the prefix that leaves one to three digits before the point."""
-    power = min(max(int(math.log10(max(count, 1)) // 3), 2), 7)
+    power = min(max(int(math.log10(max(float(f"{count:.2e}"), 1)) // 3), 2), 7)
     return f"{count / 1000**power:.3g} {'MGTPEZ'[power - 2]}FLOP"

@@ -250,6 +250,8 @@ def _collect(
     if _worth(summary) < _worth(kept):
         log.info("left out: %s: %s is of a longer run", workdir, path)
         return
+    if kept.get("state") == "done" and not summary["machine"]["cpu"]:  # of an early version
+        summary |= {key: kept[key] for key in ("machine", "code", "time")}
     lost = sorted(kept.get("scores", {}).keys() - summary["scores"].keys())
     if lost and kept["state"] == "done":
         log.info("left out: %s: %s has scores that it lacks: %s", workdir, path, ", ".join(lost))
@@ -299,7 +301,10 @@ def stale(workdir: epath.Path, score: Mapping[str, Any]) -> bool:
     """Whether a score is of a checkpoint that was the best, but is not any more."""
     if score.get("checkpoint") != "best" or not checkpoint.saved(workdir):
         return False
-    return checkpoint.choose(workdir, "best").name != str(score.get("step"))
+    try:
+        return checkpoint.choose(workdir, "best").name != str(score.get("step"))
+    except UserError:  # what checkpoints are kept by is damaged; it was the best when it was scored
+        return False
 
 
 def machine(workdir: epath.Path) -> Summary:

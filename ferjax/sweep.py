@@ -61,12 +61,7 @@ def main() -> int:
     """Runs what is missing; returns the exit status."""
     if not FLAGS.sweep:
         raise UserError("--sweep is missing: for example --sweep=configs/sweeps/label_ratio.py")
-    several = runtime.from_environment(os.environ)
-    if several and several[0] != "TPU VM":  # which may be the only one
-        raise UserError(
-            f"a sweep is one process that starts its runs, and this is one of several "
-            f"({several[0]}): start it on one machine, or its runs one by one (launch/README.md)"
-        )
+    _require_alone()
     sweep, chosen = _chosen(rows.load(FLAGS.sweep, cpu=FLAGS.cpu))
     marks = ("_cpu" if FLAGS.cpu else "") + ("_quick" if FLAGS.quick else "")
     workdir = workdir_path(FLAGS.workdir or f"runs/{sweep.name}{marks}")
@@ -77,6 +72,20 @@ def main() -> int:
             chosen=chosen,
         )
         return sweeper.run(finish=FLAGS.finish)
+
+
+def _require_alone() -> None:
+    """Refuses to be one of several processes."""
+    try:
+        several = runtime.from_environment(os.environ)
+    except UserError:  # as in a SLURM job of several tasks, without srun
+        several = "by the environment", {}
+    if several and several[0] != "TPU VM":  # which may be the only one
+        raise UserError(
+            f"a sweep is one process that starts its runs, and this looks like one of several "
+            f"({several[0]}): start it alone (under SLURM with srun --ntasks=1), or its runs one "
+            "by one (launch/README.md)"
+        )
 
 
 def _chosen(sweep: rows.Sweep) -> tuple[rows.Sweep, dict[str, tuple[int, ...]]]:
@@ -144,11 +153,20 @@ class Sweeper:
         homes: dict[Any, str] = {}
         # Rows that train the same share their runs, whichever of them are chosen.
         self._home: dict[str, str] = {}
+        usable = []
         for row in sweep.rows:
-            config = rows.configuration(row, row.seeds[0], sweep.root)
+            try:
+                config = rows.configuration(row, row.seeds[0], sweep.root)
+            except UserError as error:
+                if row.name in self._chosen:
+                    raise
+                log.info("left out: %s", error)
+                continue
+            usable.append(row)
             self._configs[row.name], self._digests[row.name] = config, rows.digest(config)
             trained = (self._digests[row.name], row.split_seed)
             self._home[row.name] = homes.setdefault(trained, row.name)
+        self._sweep = dataclasses.replace(sweep, rows=usable)
 
     def run(self, *, finish: bool) -> int:
         """Runs what is not finished, scores what is, and writes the table.
@@ -258,8 +276,11 @@ class Sweeper:
                     # A score of private_test is never made twice, unless another checkpoint has
                     # become the best since, or it is of fewer members.
                     score = results.read_json(place / "eval" / f"{name}.json")
-                    members = len(score.get("workdirs", [place]))
-                    there = score and members == len(group.split(","))
+                    members, wanted_ones = (
+                        {epath.Path(each).name for each in each_of}
+                        for each_of in (score.get("workdirs", [place]), group.split(","))
+                    )
+                    there = score and (wanted_ones <= members if together else len(members) == 1)
                     # Of data that is not the run's any more there is another file.
                     there = there or any((place / "eval").glob(f"{split}_of_*.json"))
                     if (there and not results.stale(place, score)) or self._children.seen:

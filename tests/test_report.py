@@ -30,8 +30,8 @@ def test_pictures_keep_their_colours():
 
 
 def test_operations_are_written_with_three_digits():
-    counts = (0, 2.345e6, 999.4e6, 1.8171e12, 3.2e17)
-    shown = ["0 MFLOP", "2.35 MFLOP", "999 MFLOP", "1.82 TFLOP", "320 PFLOP"]
+    counts = (0, 2.345e6, 999.4e6, 999.6e6, 1.8171e12, 3.2e17)
+    shown = ["0 MFLOP", "2.35 MFLOP", "999 MFLOP", "1 GFLOP", "1.82 TFLOP", "320 PFLOP"]
     assert [_flop(count) for count in counts] == shown
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -219,6 +220,24 @@ def test_one_of_several_processes_keeps_programs_only_where_it_is_told(settings,
     given = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     runtime.set_compilation_cache(given, alone=False)
     assert "jax_enable_compilation_cache" not in settings
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_whether_a_tpu_vm_is_alone_is_asked_after_joining(settings, monkeypatch, tmp_path, count):
+    joined = []
+    nothing = types.SimpleNamespace(
+        coordinator="", num_processes=None, process_id=None, join_timeout=9
+    )
+    monkeypatch.setattr(runtime, "FLAGS", nothing)
+    monkeypatch.setattr(runtime, "from_environment", lambda environ: ("TPU VM", {}))
+    monkeypatch.setattr(runtime, "_initialize", lambda *how: joined.append(how))
+    monkeypatch.setattr(jax, "process_count", lambda: count if joined else 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime.start(8)
+    assert ("jax_compilation_cache_dir" in settings) == (count == 1)
+    assert settings.get("jax_enable_compilation_cache", True) == (count == 1)
 
 
 def test_a_home_that_cant_be_written_is_no_error(settings, tmp_path):

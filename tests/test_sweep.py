@@ -165,6 +165,17 @@ def collected(sweep_file, workdir, tmp_path):
         json.dumps({**marked, "scores": {"public_test_flip": first["scores"]["private_test"]}})
     )
     kept = (directory / "few/0.json").read_text()
+    results._collect(place, plan, digests, directory)
+    assert (directory / "few/0.json").read_text() == kept
+    # What an early version did not write down is kept, and so is what can't be told any more.
+    (directory / "few/0.json").write_text(json.dumps({**marked, "minutes": 1.5}))
+    begun = (workdir / "few/0/starts.jsonl").rename(workdir / "starts.jsonl")
+    results._collect(place, plan, digests, directory)
+    again = json.loads((directory / "few/0.json").read_text())
+    assert again["minutes"] == first["minutes"]
+    assert (again["machine"], again["code"]) == (first["machine"], "of its day")
+    begun.rename(workdir / "few/0/starts.jsonl")
+    (directory / "few/0.json").write_text(kept)
     (workdir / "few/0/eval/final.json").unlink()
     results._collect(place, plan, digests, directory)
     assert (directory / "few/0.json").read_text() == kept
@@ -235,8 +246,22 @@ def test_one_of_several_processes_runs_no_sweep(monkeypatch):
     step = {"JOB_ID": "1", "STEP_NODELIST": "a,b", "PROCID": "0", "LOCALID": "0", "NTASKS": "2"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(UserError, match=r"one of several \(SLURM\): start it on one machine"):
+    with pytest.raises(UserError, match=r"one of several \(SLURM\): start it alone"):
         sweep.main()
+    monkeypatch.delenv("SLURM_STEP_NODELIST")  # without srun
+    with pytest.raises(UserError, match=r"start it alone \(under SLURM with srun --ntasks=1\)"):
+        sweep.main()
+
+
+def test_a_row_that_is_not_asked_for_may_be_wrong(sweep_file, tmp_path):
+    plan = quick_rows(sweep_file)
+    wrong = rows.dataclasses.replace(plan.rows[0], name="wrong", config="configs/nowhere.py")
+    plan = rows.dataclasses.replace(plan, rows=[wrong, *plan.rows])
+    asked = {plan.rows[1].name: (0,)}
+    made = sweep.Sweeper(plan, results.epath.Path(tmp_path), Failing(0), chosen=asked)
+    assert "wrong" not in made._write()
+    with pytest.raises(UserError, match=r"row wrong: .*nowhere"):
+        sweep.Sweeper(plan, results.epath.Path(tmp_path), Failing(0), chosen={"wrong": (0,)})
 
 
 class Failing:
@@ -307,7 +332,8 @@ def test_scores_of_other_members_checkpoints_or_pixels_do_not_count(
         return len(children.calls)
 
     name = "public_test_ten_crop_ensemble"
-    for members, wanted in ((["a"], 1), (["a", "b"], 0)):
+    counted = ((["0"], 1), (["0", "1"], 0), (["0", "2"], 1), (["x/0", "x/1", "x/2"], 0))
+    for members, wanted in counted:
         scored(workdir, name, workdirs=members)
         assert asked() == wanted
     # The best checkpoint is another one by now.
@@ -315,10 +341,17 @@ def test_scores_of_other_members_checkpoints_or_pixels_do_not_count(
     monkeypatch.setattr(results.checkpoint, "choose", lambda workdir, which: workdir / "96")
     assert asked() == 1
     assert results._scores(results.epath.Path(workdir)) == {}
-    scored(workdir, name, step=96, workdirs=["a", "b"])
+    scored(workdir, name, step=96, workdirs=["0", "1"])
     assert asked() == 0
     (found,) = results._scores(results.epath.Path(workdir)).values()
     assert found["members"] == 2
+
+    def damaged(workdir, which):
+        raise UserError("which checkpoint is the best can't be told")
+
+    monkeypatch.setattr(results.checkpoint, "choose", damaged)
+    assert asked() == 0
+    assert results._scores(results.epath.Path(workdir)).keys() == {name}
     # Other pixels than those that the run was trained on.
     (workdir / "split.json").write_text(json.dumps({"data_digest": "a"}))
     scored(workdir, "private_test", step=96, data_digest="b")

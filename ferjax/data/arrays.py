@@ -91,23 +91,26 @@ def builder(
     return builder_class(source=source or given, data_dir=data_dir, **builder_kwargs)
 
 
-def prepared_as(name: str, digest: str, data_dir: str = "") -> str:
+def prepared_as(name: str, digest: str, class_names: Sequence[str] = (), data_dir: str = "") -> str:
     """The full name of the prepared set with this content; "" if there is none.
 
     A folder of pictures that changes becomes another set, and the one before stays.
 
     Args:
         name: see `builder`; its module counts.
-        digest: of all the set's splits.
+        digest: of all the set's splits; it holds labels as numbers.
+        class_names: of several such sets the one with these is taken, if there is one.
         data_dir: see `builder`.
     """
     module = name.partition(":")[0].partition("/")[0]
     version = find("data", module).VERSION
+    found: dict[tuple[str, ...], str] = {}
     for path in sorted((data_folder(data_dir) / module).glob(f"*/{version}/metadata.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             if json.loads(path.read_text()).get("digest") == digest:
-                return f"{module}/{path.parents[1].name}"
-    return ""
+                names = path.with_name("label.labels.txt").read_text(encoding="utf-8").split("\n")
+                found.setdefault(tuple(filter(None, names)), f"{module}/{path.parents[1].name}")
+    return found.get(tuple(class_names)) or next(iter(found.values()), "")
 
 
 def load(

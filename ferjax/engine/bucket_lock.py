@@ -87,9 +87,10 @@ class BucketLock(Lock):
         return (now.timestamp() if now else time.time()) - last.timestamp()
 
     def _run(self) -> None:
-        while not self._done.wait(self._beat):
+        while self._waits():
             try:
                 self._write()
+                self._awake = time.time()
             except OvertakenError:
                 who = "another process"
                 with contextlib.suppress(*self._errors):
@@ -98,7 +99,6 @@ class BucketLock(Lock):
                 return
             except self._errors as error:  # no way there; the next beat may succeed
                 log.debug("lock: %s", error)
-            self._awake = time.time()
 
     def _has_ended(self, holder: dict) -> bool:
         if holder.get("machine") != self._me["machine"]:

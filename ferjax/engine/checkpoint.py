@@ -209,6 +209,10 @@ class Checkpoints:
             self._manager.close()
 
 
+class NotScoredError(UserError):
+    """No checkpoint has been evaluated yet, so none is the best."""
+
+
 class DamagedError(Exception):
     """A checkpoint whose files are not those that were written."""
 
@@ -274,7 +278,11 @@ def _restored(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
     try:
         return from_state_dict(like, tree), meta
     except (ValueError, KeyError) as error:  # of a part without arrays, which no sum covers
-        raise DamagedError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        raise DamagedError(
+            f"{path}: the arrays are whole, but not the form that they are kept in (was it saved "
+            f"by another version of ferjax or Optax?): {why}"
+        ) from error
 
 
 def saved(workdir: epath.Path) -> list[epath.Path]:
@@ -324,6 +332,7 @@ def choose(workdir: epath.Path, which: str) -> epath.Path:
     "best" is the highest accuracy on public_test among those kept; the later one of equals.
 
     Raises:
+      NotScoredError: there is no best one yet.
       UserError: there is none such, naming those that there are; or a score is damaged.
     """
     paths = {path.name: path for path in saved(workdir)}
@@ -332,16 +341,22 @@ def choose(workdir: epath.Path, which: str) -> epath.Path:
     if which == "latest":
         return list(paths.values())[-1]
     if which == "best":
-        try:
-            scores = [(_accuracy(path), int(name)) for name, path in paths.items()]
-        except DamagedError as error:
-            raise UserError(
-                f"which checkpoint is the best can't be told ({error}): start the training command "
-                "again, which moves what is damaged aside, or name one with --checkpoint="
-            ) from None
-        scored = [(accuracy, step) for accuracy, step in scores if accuracy is not None]
+        scored = []
+        for name, path in paths.items():
+            try:
+                accuracy = _accuracy(path)
+            except DamagedError as error:
+                if path not in saved(workdir):  # its trainer has just removed it
+                    continue
+                raise UserError(
+                    f"which checkpoint is the best can't be told ({error}): start the training "
+                    "command again, which moves what is damaged aside, or name one with "
+                    "--checkpoint="
+                ) from None
+            if accuracy is not None:
+                scored.append((accuracy, int(name)))
         if not scored:
-            raise UserError(
+            raise NotScoredError(
                 f"{workdir} has not been evaluated yet, so there is no best checkpoint: "
                 "use --checkpoint=latest"
             )

@@ -39,9 +39,10 @@ class Lock(abc.ABC):
     def __init__(self, workdir: epath.Path, beat: float, stale: float) -> None:
         self._workdir, self._beat, self._stale = workdir, beat, stale
         self._me: dict[str, Any] = {}
-        self._done = threading.Event()
+        self._done, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._awake = time.time()  # when the heartbeat was last seen to
+        self._awake = time.time()  # when the lock was last seen to be ours
+        self._failed = 0.0  # when a look at it out of turn was last in vain
         self.lost = ""
 
     @abc.abstractmethod
@@ -62,13 +63,16 @@ class Lock(abc.ABC):
         Raises:
           LostLockError: another trainer has taken over, because this one seemed dead.
         """
-        late = time.time() - self._awake > self._stale - self._beat
+        now = time.time()
+        late = now - self._awake > self._stale - self._beat and now - self._failed > self._beat
         # After a sleep (of a laptop, of a stopped process) the next beat may come too late. Of
         # several processes only the first holds the lock, and beats.
         if late and self._thread is not None and not self.lost:
-            self._awake = time.time()
-            with contextlib.suppress(*self._errors):  # the next beat may succeed
-                self._note(_parse(self._look()))
+            self._failed = now
+            with contextlib.suppress(*self._errors):  # the next look, or beat, may succeed
+                self._note(self._look())
+                self._awake, self._failed = now, 0.0
+            self._hurry.set()
         if self.lost:
             raise LostLockError(
                 f"{self._workdir} was taken over by {self.lost} while this process did not "
@@ -102,11 +106,18 @@ class Lock(abc.ABC):
         self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
         self._thread.start()
 
+    def _waits(self) -> bool:
+        """Returns when the next beat is due; False if there is to be none."""
+        self._hurry.wait(self._beat)
+        self._hurry.clear()
+        return not self._done.is_set()
+
     def _stop_beating(self) -> bool:
         """Whether it had begun: the lock is ours, or was."""
         if self._thread is None:
             return False
         self._done.set()
+        self._hurry.set()
         self._thread.join()
         return True
 
@@ -118,9 +129,10 @@ class Lock(abc.ABC):
         """`_text`, for another thread than the one that beats."""
         return self._text()
 
-    def _note(self, holder: dict) -> None:
-        """Sets `lost` if the holder is another than this process."""
-        if holder and holder.get("id") != self._me["id"]:
+    def _note(self, text: str) -> None:
+        """Sets `lost` if the lock says that another has it, or had it and has given it back."""
+        holder = _parse(text)
+        if not text.strip() or (holder and holder.get("id") != self._me["id"]):
             self.lost = name_of(holder)
 
     def _outwait(self, holder: dict) -> None:
@@ -227,15 +239,15 @@ class WorkdirLock(Lock):
         return now - last
 
     def _run(self) -> None:
-        while not self._done.wait(self._beat):
+        while self._waits():
             try:
-                self._note(self._holder())
+                self._note(self._text())
                 if self.lost:
                     return
                 self._write()
+                self._awake = time.time()
             except OSError as error:  # a full or unreachable disk; the next beat may succeed
                 log.debug("lock: %s", error)
-            self._awake = time.time()
 
     def _write(self) -> None:
         # Of one length and in one piece, so that nobody reads half of it or nothing.

@@ -169,6 +169,7 @@ class _Trainer:
         """Evaluates on public_test, writes and logs the row; gives the EMA's accuracy."""
         run = self._run
         self._logits = run.evaluate(self._state, lambda: bool(self._stop_signal))
+        run.lock.check()  # scoring may have taken minutes
         labels = run.dataset.splits[SELECTION_SPLIT].labels
         row = {
             f"{name}_{key}": value
@@ -203,6 +204,7 @@ class _Trainer:
         logits = self._logits or run.evaluate(self._state)
         if run.layout.process:
             return True
+        run.lock.check()
         labels = run.dataset.splits[SELECTION_SPLIT].labels
         summary = scores.summarize(logits["ema"], labels, run.dataset.class_names)
         record = {"split": SELECTION_SPLIT, "step": run.steps, "weights": "ema", **summary}

@@ -1,6 +1,8 @@
 """Checkpoints: what is kept, chosen, and refused."""
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 import types
@@ -193,6 +195,29 @@ def test_every_flipped_bit_of_meta_is_seen(tmp_path):
             pass
     # But of the sum's own name: without it the checkpoint is taken for an older one.
     assert all(b"crc_me" in around or b"rc_meta" in around for _, around in unseen)
+
+
+def test_a_checkpoint_from_before_there_was_a_sum_of_meta_is_read(tmp_path):
+    save_all(tmp_path, {1: 0.5})
+    file = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    del meta["crc_meta"]
+    file.write_text(json.dumps(meta))
+    state, _ = checkpoint.restore_latest(tmp_path, make_state(0))
+    assert equal(state, make_state(1))
+
+
+def test_a_checkpoint_that_its_trainer_removes_while_the_best_is_looked_for(tmp_path, monkeypatch):
+    save_all(tmp_path, {1: 0.2, 2: 0.4, 3: 0.3}, keep=3)
+    accuracy = checkpoint._accuracy
+
+    def removed(path):
+        if path.name == "1":
+            shutil.rmtree(path)
+        return accuracy(path)
+
+    monkeypatch.setattr(checkpoint, "_accuracy", removed)
+    assert checkpoint.choose(tmp_path, "best").name == "2"
 
 
 def test_a_damaged_form_of_the_state_is_left_out(tmp_path, monkeypatch):

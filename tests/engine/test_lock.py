@@ -159,9 +159,6 @@ def test_a_holder_that_slept_looks_before_its_next_beat(tmp_path):
     # No beat comes in this test, and every check is as late as one after a sleep.
     held = WorkdirLock(tmp_path, beat=600, stale=599)
     held.acquire()
-    held.check()
-    (tmp_path / "lock").unlink()
-    held.check()  # a file that can't be read says nothing
     write(tmp_path)
     WorkdirLock(tmp_path, beat=600, stale=599).check()  # of a process that has none to lose
     write(tmp_path)
@@ -169,6 +166,53 @@ def test_a_holder_that_slept_looks_before_its_next_beat(tmp_path):
         held.check()
     held.release()
     assert json.loads((tmp_path / "lock").read_text()) == ELSEWHERE
+
+
+def test_one_that_took_over_and_has_given_back_is_seen_too(tmp_path):
+    held = WorkdirLock(tmp_path, beat=600, stale=599)
+    held.acquire()
+    (tmp_path / "lock").write_text("")  # as a release leaves it
+    with pytest.raises(LostLockError, match="taken over by another process"):
+        held.check()
+    held.release()
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_look_in_vain_is_made_again(tmp_path, monkeypatch):
+    held = WorkdirLock(tmp_path, beat=600, stale=599)
+    held.acquire()
+    (tmp_path / "lock").unlink()
+    held.check()  # a file that can't be read says nothing
+    write(tmp_path)
+    held.check()  # too soon: where each look waits for a server, training would stand still
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 601)
+    with pytest.raises(LostLockError, match="taken over by process 7 on elsewhere"):
+        held.check()
+    held.release()
+
+
+def test_beats_in_vain_do_not_count(tmp_path):
+    held = WorkdirLock(tmp_path, beat=0.01, stale=0.1)
+    held.acquire()
+    (tmp_path / "lock").unlink()
+
+    def still():
+        seen = held._awake
+        time.sleep(0.2)  # twenty beats
+        return held._awake == seen
+
+    wait_for(still)
+    held.release()
+
+
+def test_a_holder_that_slept_beats_at_once(tmp_path):
+    held = WorkdirLock(tmp_path, beat=600, stale=599)
+    held.acquire()
+    first = json.loads((tmp_path / "lock").read_text())["beat"]
+    held.check()
+    wait_for(lambda: json.loads((tmp_path / "lock").read_text())["beat"] > first)
+    held.release()
 
 
 def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path):
