@@ -72,7 +72,7 @@ class Lock(abc.ABC):
             with contextlib.suppress(*self._errors):  # the next look, or beat, may succeed
                 self._note(self._look())
                 self._awake, self._failed = now, 0.0
-            self._hurry.set()
+                self._hurry.set()  # others may be waiting for a beat
         if self.lost:
             raise LostLockError(
                 f"{self._workdir} was taken over by {self.lost} while this process did not "
@@ -219,6 +219,8 @@ class WorkdirLock(Lock):
         """Gives the lock back."""
         if not self._stop_beating():
             return
+        with contextlib.suppress(OSError):
+            self._note(self._text())  # taken over since the last beat?
         if not self.lost:
             os.ftruncate(self._file, 0)
         os.close(self._file)

@@ -178,6 +178,14 @@ def test_one_that_took_over_and_has_given_back_is_seen_too(tmp_path):
     assert (tmp_path / "lock").read_text() == ""
 
 
+def test_another_holders_lock_is_not_given_back(tmp_path):
+    held = WorkdirLock(tmp_path, beat=600, stale=599)
+    held.acquire()
+    write(tmp_path)
+    held.release()
+    assert json.loads((tmp_path / "lock").read_text()) == ELSEWHERE
+
+
 def test_a_look_in_vain_is_made_again(tmp_path, monkeypatch):
     held = WorkdirLock(tmp_path, beat=600, stale=599)
     held.acquire()
