@@ -9,7 +9,7 @@ import pytest
 
 from ferjax import config as configs
 from ferjax.config import UserError
-from ferjax.engine import experiment
+from ferjax.engine import assemble
 from ferjax.engine.experiment import Experiment
 from ferjax.engine.parallel import host
 
@@ -54,13 +54,13 @@ def test_alternating_flips_need_passes():
 
 def test_what_reaches_the_step(data_dir, tmp_path, monkeypatch):
     seen = {}
-    make_step = experiment.make_step
+    make_step = assemble.make_step
 
     def spy(*args, **options):
         seen.update(options)
         return make_step(*args, **options)
 
-    monkeypatch.setattr(experiment, "make_step", spy)
+    monkeypatch.setattr(assemble, "make_step", spy)
     c = tiny(labeled="30", sampling="balanced")
     c.update(on_nan="skip", microbatches=2, ema_decay=0.5)
     run = Experiment(configs.finalize(c), tmp_path)
