@@ -78,7 +78,7 @@ def summarize(
     """What is kept of a run: no path and no name of a machine is in it.
 
     What a finished run's `summary.json` says of its machine, code and time stands: a sweep wrote it
-    when the run ended.
+    when the run ended. So does that of a run of an early version, which wrote no `starts.jsonl`.
 
     Args:
       workdir: of the run.
@@ -117,7 +117,8 @@ def summarize(
     if config.data.split_seed != config.seed:
         summary["split_seed"] = config.data.split_seed
     before = read_json(workdir / "summary.json")
-    if summary["state"] == before.get("state") == "done":
+    early = before and not summary["machine"]["cpu"]  # the run writes no starts
+    if early or summary["state"] == before.get("state") == "done":
         summary |= {key: before[key] for key in ("machine", "code", "time")}
     return summary
 
@@ -318,7 +319,7 @@ def _machine_text(machine: Mapping[str, Any]) -> str:
     # Not the machine's cores: a run may have been given some of them.
     processor = machine["cpu"]
     if not processor:
-        return "what is not known"
+        return "a machine that is not known"
     if not machine["devices"]:
         return f"{processor}, jax {machine['jax']}"
     if machine["device"] == "cpu":
