@@ -81,7 +81,7 @@ class Row:
       series: line of the sweep's plot.
       x: its place on that line; None: the plot has a place for each row instead.
       scored: "" one network; else how several views or seeds are put together: "flip", "ten_crop",
-        "ensemble" or "ten_crop_ensemble".
+        "ensemble", "flip_ensemble" or "ten_crop_ensemble".
       note: what a reader of the table must know.
       quick: further changes for `--quick`.
     """

@@ -130,6 +130,32 @@ def _supervised() -> list[Row]:
             section=section,
         ),
         Row(
+            name="small_cnn_ensemble",
+            config="configs/supervised.py:cpu",
+            changes={"data.labeled": "all", "epochs": 30},
+            scored="flip_ensemble",
+            note="the three seeds of small_cnn, with mirrored images",
+            on="C",
+            section=section,
+        ),
+        *(
+            Row(
+                name=name,
+                config="configs/medium.py",
+                published=64.57,
+                source=ROY,
+                reach=68.0,
+                scored=scored,
+                note=note,
+                on="C",
+                section=section,
+            )
+            for name, scored, note in (
+                ("medium_cnn", "", "1,148,679 parameters"),
+                ("medium_cnn_flip", "flip", "the network above, with mirrored images"),
+            )
+        ),
+        Row(
             name="resnet18",
             config=recipe,
             published=64.57,

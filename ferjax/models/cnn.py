@@ -55,17 +55,26 @@ SEED = (
 # it a training step took 1.4 times as long), most products at 12x12 and 6x6. 288,647 parameters
 # for 48x48x1 images.
 _NORM = ("bn", "relu")
-SMALL = (
-    "space_to_depth 2",
-    *("conv 32 3 nobias", *_NORM) * 2,
-    "maxpool 2",
-    *("conv 64 3 nobias", *_NORM) * 2,
-    "maxpool 2",
-    *("conv 128 3 nobias", *_NORM) * 2,
-    "gap",
-)
 
-PRESETS = {"seed": SEED, "small": SMALL}
+
+def _stages(width: int) -> tuple[str, ...]:
+    """Three stages of two convolutions, at 24x24, 12x12 and 6x6 for images of 48 pixels."""
+    return (
+        "space_to_depth 2",
+        *(f"conv {width} 3 nobias", *_NORM) * 2,
+        "maxpool 2",
+        *(f"conv {2 * width} 3 nobias", *_NORM) * 2,
+        "maxpool 2",
+        *(f"conv {4 * width} 3 nobias", *_NORM) * 2,
+        "gap",
+    )
+
+
+SMALL = _stages(32)
+# Twice as wide: 1,148,679 parameters, 4 times the work of a step.
+MEDIUM = (*_stages(64), "dropout 0.3")
+
+PRESETS = {"seed": SEED, "small": SMALL, "medium": MEDIUM}
 
 # word -> (fewest numbers, most numbers, flags it takes)
 GRAMMAR: dict[str, tuple[int, int, frozenset[str]]] = {
@@ -161,7 +170,7 @@ def _map_size(word: str, numbers: tuple[int, ...], flags: frozenset[str], size: 
 
 
 class Model(nn.Module):
-    """The network that `layers` describes, or the preset "small" or "seed" where `layers` is empty.
+    """The network that `layers` describes, or where that is empty the preset small, medium or seed.
 
     `bn_momentum` is the share of the running statistics that a step keeps.
     """

@@ -95,6 +95,15 @@ def test_small_has_the_size_that_its_configs_quote():
     assert count(abstract(cnn.Model(), three)["params"]) == 288_647 + 9 * 8 * 32
 
 
+def test_medium_is_small_of_twice_the_width():
+    variables = abstract(cnn.Model(preset="medium"))
+    assert count(variables["params"]) == 1_148_679
+    assert count(variables["batch_stats"]) == 2 * 2 * (64 + 128 + 256)
+    assert [entry for entry, _, _ in cnn.parse(cnn.MEDIUM)][:-1] == [
+        entry for entry, _, _ in cnn.parse(cnn.SMALL)
+    ]
+
+
 ALL_WORDS = (
     "space_to_depth 2",
     "conv 4 3",
@@ -188,5 +197,5 @@ def test_wrong_descriptions_are_user_errors(layers, message):
 
 
 def test_unknown_preset_is_a_user_error():
-    with pytest.raises(UserError, match="choose one of seed, small"):
+    with pytest.raises(UserError, match="choose one of seed, small, medium"):
         abstract(cnn.Model(preset="large"))
