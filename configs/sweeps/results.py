@@ -22,7 +22,7 @@ interval of one run at 55 % is +- 1.6), which is then scored on private_test, on
 private_test without the images that have an exact copy in train. "reached" compares the mean on
 private_test, or on public_test's best as long as private_test was not read; two rows on the seeds
 that both have. "on": C is run on CPU cores, G waits for a GPU. "minutes" are those of training by
-the clock, whatever else ran. One seed proves little. In the comparison of methods on 10 and 30 % of
+the clock, whatever else ran; of an ensemble, those of all its members. One seed proves little. In the comparison of methods on 10 and 30 % of
 the labels all seeds have one labelled subset, so that their deviation is without the luck of the
 draw; and 3,589 labels to choose the best checkpoint by are more than most of them train on: hence
 "final". The configs are in `configs/sweeps/results.py` and
@@ -195,7 +195,7 @@ def _supervised() -> list[Row]:
             source=STUDIES,
             reach=75.5,
             scored="ten_crop_ensemble",
-            note="eight seeds of the network above, ten crops",
+            note="eight seeds of resnet18, ten crops",
             on="G",
             section=section,
         ),

@@ -51,17 +51,24 @@ class Line:
     @property
     def done(self) -> list[Run]:
         """The finished runs, by seed; of an ensemble the one that its scores lie with."""
+        return self._trained[:1] if "ensemble" in self.scored else self._trained
+
+    @property
+    def _trained(self) -> list[Run]:
         runs = [self.runs[seed] for seed in sorted(self.runs) if seed in self.seeds]
-        runs = [run for run in runs if run["state"] == "done"]
-        return runs[:1] if "ensemble" in self.scored else runs
+        return [run for run in runs if run["state"] == "done"]
 
     def values(self, what: str) -> list[float]:
         """Percent or minutes of each finished run that has the value.
 
         Args:
-          what: "best" and "final" of public_test; "private"; "clean"; "minutes"; "epochs".
+          what: "best" and "final" of public_test; "private"; "clean"; "minutes", of an ensemble
+            those of all its members together; "epochs".
         """
         runs = self.done
+        if "ensemble" in self.scored and what == "minutes":
+            members = [run["minutes"] for run in self._trained]
+            return [sum(members)] if len(members) == len(self.seeds) else []
         if "ensemble" in self.scored and what in ("best", "private", "clean"):
             # One of other members is another ensemble.
             key = _key("public" if what == "best" else "private", self.scored)

@@ -130,6 +130,7 @@ def test_scores_of_views_and_ensembles_are_not_those_of_single_networks():
     (row,) = cells([Line("a", runs, (0, 1), scored="ten_crop_ensemble")])
     assert row["public_test, best"] == "65.00"
     assert row["seeds"] == "2 together"
+    assert row["minutes"] == "4.0"  # what both took
     (row,) = cells([Line("a", runs, (0, 1, 2), scored="ten_crop_ensemble")])
     assert row["public_test, best"] == "not scored"  # one of two is not one of three
     assert cells([crops])[0]["public_test, best"] == "not scored"
