@@ -15,19 +15,20 @@ from typing import Any
 from ferjax.rows import Row, Sweep, load
 
 NOTE = """\
-Written by `python -m ferjax.results` from the summaries in `results/`; nothing is typed by hand.
-Accuracies are percent, the mean and the sample standard deviation over seeds. "best" is the
-checkpoint with the highest accuracy of the EMA weights on public_test (3,589 images; the 95 %
-interval of one run at 55 % is +- 1.6), which is then scored on private_test, once. "clean" is
+Written by `python -m ferjax.results` from the summaries in `results/`; nothing is typed by
+hand. Accuracies are percent, the mean and the sample standard deviation over seeds. "best" is
+the checkpoint with the highest accuracy of the EMA weights on public_test (3,589 images; the 95
+% interval of one run at 55 % is +- 1.6), which is then scored on private_test, once. "clean" is
 private_test without the images that have an exact copy in train. "reached" compares the mean on
-private_test, or on public_test's best as long as private_test was not read; two rows on the seeds
-that both have. "on": C is run on CPU cores, G waits for a GPU. "minutes" are those of training by
-the clock, whatever else ran; of an ensemble, those of all its members. One seed proves little. In the comparison of methods on 10 and 30 % of
-the labels all seeds have one labelled subset, so that their deviation is without the luck of the
-draw; and 3,589 labels to choose the best checkpoint by are more than most of them train on: hence
-"final". The configs are in `configs/sweeps/results.py` and
-the files that it names, the commands in `results/*/*.json`; with the XLA_FLAGS that make one JAX
-device (`--xla_force_host_platform_device_count=1`) a CPU gives the same figures.
+private_test, or on public_test's best as long as private_test was not read; two rows on the
+seeds that both have. "on": C is run on CPU cores, G waits for a GPU. "minutes" are those of
+training by the clock, whatever else ran; of an ensemble, those of all its members. One seed
+proves little. In the comparison of methods on 10 and 30 % of the labels all seeds have one
+labelled subset, so that their deviation is without the luck of the draw; and 3,589 labels to
+choose the best checkpoint by are more than most of them train on: hence "final". The configs
+are in `configs/sweeps/results.py` and the files that it names, the commands in
+`results/*/*.json`; with the XLA_FLAGS that make one JAX device
+(`--xla_force_host_platform_device_count=1`) a CPU gives the same figures.
 
     python -m ferjax.sweep --sweep=configs/sweeps/results.py --only=ROW    trains a row
     the same with --finish                                                 reads private_test, once
