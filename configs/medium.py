@@ -18,7 +18,11 @@ few labels). It sees as many images in as many minutes. The teachers come first:
         --tta=flip --keep_predictions
     python -m ferjax.main --config=configs/medium.py:student
 
-Result: running.
+Result, seed 0, 70 minutes of one core of an AMD EPYC (AVX-512) and one JAX device
+(XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 68.63 % (95 %: 67.09 to 70.12),
+best checkpoint by public_test (68.10 %, epoch 37; final EMA 67.79 %); with mirrored images 69.10 and
+68.63 %. At its end it is right about 78 % of its training images: it has not learnt them by heart.
+Result of :student: running.
 """
 
 from ml_collections import ConfigDict
