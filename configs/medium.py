@@ -20,8 +20,9 @@ few labels). It sees as many images in as many minutes. The teachers come first:
 
 Result, seed 0, 70 minutes of one core of an AMD EPYC (AVX-512) and one JAX device
 (XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 68.63 % (95 %: 67.09 to 70.12),
-best checkpoint by public_test (68.10 %, epoch 37; final EMA 67.79 %); with mirrored images 69.10 and
-68.63 %. At its end it is right about 78 % of its training images: it has not learnt them by heart.
+best checkpoint by public_test (68.10 %, epoch 37; final EMA 67.79 %); with mirrored images 69.10
+and 68.63 %. At its end it is right about 78 % of its training images: it has not learnt them by
+heart.
 Result of :student, the same, 69 minutes besides the teachers' 48: private_test 68.77 % (67.23 to
 70.26), public_test 67.62 % (epoch 19; final 67.48 %); mirrored 68.93 and 68.01 %. So teachers that
 are right about 68 % (small_cnn_ensemble in RESULTS.md) bring this network nothing.
