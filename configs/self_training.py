@@ -19,12 +19,12 @@ python -m ferjax.evaluate --workdir=runs/fixmatch_cpu,runs/adamatch_cpu,runs/sup
 Better teachers, three AdaMatch networks on the same labels:
 
 for seed in 0 1 2; do
-  python -m ferjax.main --config=configs/adamatch.py:cpu --config.seed=$seed \
+  python -m ferjax.main --config=configs/adamatch.py:cpu --config.seed=$seed \\
     --config.data.split_seed=0 --workdir=runs/adamatch_$seed
 done
-python -m ferjax.evaluate --workdir=runs/adamatch_0,runs/adamatch_1,runs/adamatch_2 \
+python -m ferjax.evaluate --workdir=runs/adamatch_0,runs/adamatch_1,runs/adamatch_2 \\
     --split=train --tta=flip --keep_predictions
-python -m ferjax.main --config=configs/self_training.py:cpu --workdir=runs/adamatch_students_10 \
+python -m ferjax.main --config=configs/self_training.py:cpu --workdir=runs/adamatch_students_10 \\
     --config.algorithm.predictions=runs/adamatch_0/eval/train_flip_ensemble_predictions.npz
 
 With 30 % of the labels, in `runs/supervised_30` and `runs/self_training_30`:
