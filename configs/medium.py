@@ -18,6 +18,18 @@ few labels). It sees as many images in as many minutes. The teachers come first:
         --tta=flip --keep_predictions
     python -m ferjax.main --config=configs/medium.py:student
 
+`:student_30` learns from 30 % of the labels and from what three networks of its own kind, which
+had the same labels, say of all the others:
+
+    for seed in 0 1 2; do
+      python -m ferjax.main --config=configs/medium.py --config.data.labeled=30% \\
+        --config.epochs=60 --config.seed=$seed --config.data.split_seed=0 \\
+        --workdir=runs/medium_30_$seed
+    done
+    python -m ferjax.evaluate --workdir=runs/medium_30_0,runs/medium_30_1,runs/medium_30_2 \\
+        --split=train --tta=flip --keep_predictions
+    python -m ferjax.main --config=configs/medium.py:student_30
+
 Result, seed 0, 70 minutes of one core of an AMD EPYC (AVX-512) and one JAX device
 (XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 68.63 % (95 %: 67.09 to 70.12),
 best checkpoint by public_test (68.10 %, epoch 37; final EMA 67.79 %); with mirrored images 69.10
@@ -34,7 +46,7 @@ from ferjax.config import UserError, base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`variant` is "" or "student"."""
+    """`variant` is "", "student" or "student_30"."""
     c = base()
     c.model = {"name": "cnn", "preset": "medium"}
     c.views.weak.rotation = 10.0
@@ -42,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.optimizer.learning_rate = 0.06
     c.optimizer.weight_decay = 1e-3
     c.ema_decay = 0.99
-    if variant == "student":
+    if variant in ("student", "student_30"):
         c.data.unlabeled = "all"
         c.algorithm = {
             "name": "self_training",
@@ -55,9 +67,18 @@ def get_config(variant: str = "") -> ConfigDict:
         c.optimizer.learning_rate = 0.03  # the loss is three times as large
         c.optimizer.weight_decay = 2e-3
         c.epochs = 20
+        if variant == "student_30":
+            c.data.labeled, c.data.unlabeled = "30%", "rest"
+            c.algorithm.predictions = "runs/medium_30_0/eval/train_flip_ensemble_predictions.npz"
+            c.algorithm.update(mu=4, weight=4.0, forward="apart")
+            c.optimizer.learning_rate = 0.02  # the loss is five times as large
+            c.optimizer.weight_decay = 3e-3
+            c.epochs = 24
     elif not variant:
         c.algorithm = {"name": "supervised", "label_smoothing": 0.1}
         c.epochs = 40
     else:
-        raise UserError(f"configs/medium.py has no variant {variant!r}: there is student, or none")
+        raise UserError(
+            f"configs/medium.py has no variant {variant!r}: there is student or student_30, or none"
+        )
     return c
