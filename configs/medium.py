@@ -73,7 +73,6 @@ def get_config(variant: str = "") -> ConfigDict:
             c.algorithm.update(mu=4, weight=4.0, forward="apart")
             c.optimizer.learning_rate = 0.02  # the loss is five times as large
             c.optimizer.weight_decay = 3e-3
-            c.epochs = 24
     elif not variant:
         c.algorithm = {"name": "supervised", "label_smoothing": 0.1}
         c.epochs = 40
