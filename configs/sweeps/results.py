@@ -257,7 +257,7 @@ def _poster() -> list[Row]:
             source=POSTER,
             reach=64.18,
             beats="medium_supervised_30",
-            note="of the three above together; to reach what ResNet-50 has with all labels",
+            note="of the three above; to reach what the poster has with all labels: short by .7",
             on="C",
             section=section,
         ),
