@@ -58,10 +58,17 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = {"name": "cnn", "preset": "medium"}
     c.views.weak.rotation = 10.0
     c.views.weak.zoom = (0.9, 1.1)
-    c.optimizer.learning_rate = 0.06
-    c.optimizer.weight_decay = 1e-3
     c.ema_decay = 0.99
-    if variant in ("student", "student_30"):
+    if not variant:
+        c.algorithm = {"name": "supervised", "label_smoothing": 0.1}
+        c.optimizer.learning_rate = 0.06
+        c.optimizer.weight_decay = 1e-3
+        c.epochs = 40
+        return c
+    c.views.strong = {"policy": "keras20"}
+    c.batch_size = 32  # and mu times as many for the teachers' targets
+    c.epochs = 20
+    if variant == "student":
         c.data.unlabeled = "all"
         c.algorithm = {
             "name": "self_training",
@@ -69,20 +76,19 @@ def get_config(variant: str = "") -> ConfigDict:
             "mu": 1,
             "weight": 2.0,
         }
-        c.views.strong = {"policy": "keras20"}
-        c.batch_size = 32  # and as many for the teachers' targets
         c.optimizer.learning_rate = 0.03  # the loss is three times as large
         c.optimizer.weight_decay = 2e-3
-        c.epochs = 20
-        if variant == "student_30":
-            c.data.labeled, c.data.unlabeled = "30%", "rest"
-            c.algorithm.predictions = "runs/medium_30_0/eval/train_flip_ensemble_predictions.npz"
-            c.algorithm.update(mu=4, weight=4.0, forward="apart")
-            c.optimizer.learning_rate = 0.02  # the loss is five times as large
-            c.optimizer.weight_decay = 3e-3
-    elif not variant:
-        c.algorithm = {"name": "supervised", "label_smoothing": 0.1}
-        c.epochs = 40
+    elif variant == "student_30":
+        c.data.labeled, c.data.unlabeled = "30%", "rest"
+        c.algorithm = {
+            "name": "self_training",
+            "predictions": "runs/medium_30_0/eval/train_flip_ensemble_predictions.npz",
+            "mu": 4,
+            "weight": 4.0,
+            "forward": "apart",
+        }
+        c.optimizer.learning_rate = 0.02  # the loss is five times as large
+        c.optimizer.weight_decay = 3e-3
     else:
         raise UserError(
             f"configs/medium.py has no variant {variant!r}: there is student or student_30, or none"
