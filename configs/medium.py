@@ -30,6 +30,10 @@ had the same labels, say of all the others:
         --split=train --tta=flip --keep_predictions
     python -m ferjax.main --config=configs/medium.py:student_30
 
+`:student_10` learns from 10 % and from the three AdaMatch networks of `configs/self_training.py`:
+
+    python -m ferjax.main --config=configs/medium.py:student_10
+
 Result, seed 0, 70 minutes of one core of an AMD EPYC (AVX-512) and one JAX device
 (XLA_FLAGS=--xla_force_host_platform_device_count=1): private_test 68.63 % (95 %: 67.09 to 70.12),
 best checkpoint by public_test (68.10 %, epoch 37; final EMA 67.79 %); with mirrored images 69.10
@@ -51,9 +55,12 @@ from ml_collections import ConfigDict
 
 from ferjax.config import UserError, base
 
+TEACHERS = {"student_10": "adamatch_0", "student_30": "medium_30_0"}
+"""The first of the networks that teach, whose `eval` has what they say together."""
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`variant` is "", "student" or "student_30"."""
+    """`variant` is "", "student", "student_10" or "student_30"."""
     c = base()
     c.model = {"name": "cnn", "preset": "medium"}
     c.views.weak.rotation = 10.0
@@ -78,11 +85,11 @@ def get_config(variant: str = "") -> ConfigDict:
         }
         c.optimizer.learning_rate = 0.03  # the loss is three times as large
         c.optimizer.weight_decay = 2e-3
-    elif variant == "student_30":
-        c.data.labeled, c.data.unlabeled = "30%", "rest"
+    elif variant in TEACHERS:
+        c.data.labeled, c.data.unlabeled = variant.removeprefix("student_") + "%", "rest"
         c.algorithm = {
             "name": "self_training",
-            "predictions": "runs/medium_30_0/eval/train_flip_ensemble_predictions.npz",
+            "predictions": f"runs/{TEACHERS[variant]}/eval/train_flip_ensemble_predictions.npz",
             "mu": 4,
             "weight": 4.0,
             "forward": "apart",
@@ -91,6 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.optimizer.weight_decay = 3e-3
     else:
         raise UserError(
-            f"configs/medium.py has no variant {variant!r}: there is student or student_30, or none"
+            f"configs/medium.py has no variant {variant!r}: there is none, student, "
+            f"{' or '.join(TEACHERS)}"
         )
     return c
